@@ -1,0 +1,48 @@
+"""Optuna samplers, storage and studies for people who train PyTorch models.
+
+Public names are loaded when they are first used: ``import optuna_ext`` imports neither torch nor
+scipy.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+
+if TYPE_CHECKING:
+    from optuna_ext.samplers import HaltonSampler as HaltonSampler
+    from optuna_ext.samplers import HammersleySampler as HammersleySampler
+    from optuna_ext.samplers import LatinHypercubeSampler as LatinHypercubeSampler
+    from optuna_ext.samplers import PoissonDiskSampler as PoissonDiskSampler
+    from optuna_ext.samplers import SobolSampler as SobolSampler
+    from optuna_ext.samplers import WarmupSampler as WarmupSampler
+    from optuna_ext.space import UnitSpace as UnitSpace
+    from optuna_ext.storage import open_storage as open_storage
+    from optuna_ext.storage import sqlite as sqlite
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "HaltonSampler": "optuna_ext.samplers",
+    "HammersleySampler": "optuna_ext.samplers",
+    "LatinHypercubeSampler": "optuna_ext.samplers",
+    "PoissonDiskSampler": "optuna_ext.samplers",
+    "SobolSampler": "optuna_ext.samplers",
+    "UnitSpace": "optuna_ext.space",
+    "WarmupSampler": "optuna_ext.samplers",
+    "open_storage": "optuna_ext.storage",
+    "sqlite": "optuna_ext.storage",
+}
+
+__all__ = [*_HOMES]
+
+
+def __getattr__(name: str) -> object:
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]
