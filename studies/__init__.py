@@ -1,0 +1,1 @@
+"""Command-line studies; ``python -m studies`` lists them."""
