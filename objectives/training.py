@@ -1,0 +1,314 @@
+"""One training loop for every objective, and what a trial needs around it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from collections.abc import Iterable
+from collections.abc import Sequence
+from dataclasses import dataclass
+import logging
+import math
+import statistics
+import threading
+import time
+from typing import Literal
+
+import optuna
+from optuna.trial import BaseTrial
+import torch
+from torch import nn
+from torch import Tensor
+from torch.nn import functional as F
+
+from objectives.data import Data
+
+
+_logger = logging.getLogger(__name__)
+_initializing = threading.Lock()  # torch's layers draw their weights from one global generator
+
+_ROWS_AT_ONCE = 2048  # rows evaluated at once, which bounds the memory of the activations
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """What to train, and how: everything about a training that its parameters decide.
+
+    Args:
+        model:
+            Builds a network on the CPU. The generator, on the device of the training, is for what
+            is random inside the network.
+        optimizer:
+            Builds the optimizer of the parameters it is given.
+        batch_size:
+            Rows per step; the last batch of a pass may be shorter. ``None`` means all rows.
+        passes_per_epoch:
+            How often an epoch goes through the rows; full-batch methods need many.
+    """
+
+    model: Callable[[torch.Generator], nn.Module]
+    optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
+    batch_size: int | None
+    passes_per_epoch: int = 1
+
+    def __post_init__(self) -> None:
+        if self.batch_size is not None and self.batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, but it is {self.batch_size}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """How good a network is on some rows.
+
+    Args:
+        loss:
+            Mean cross-entropy in nats.
+        accuracy:
+            Share of the rows classified correctly, in ``[0, 1]``.
+    """
+
+    loss: float
+    accuracy: float
+
+
+def fit(
+    trial: BaseTrial,
+    recipe: Recipe,
+    data: Callable[[torch.device], Sequence[Data]],
+    *,
+    epochs: int,
+    metric: Literal["accuracy", "error"] = "accuracy",
+    device: str | torch.device = "auto",
+    seed: int = 0,
+    amp: bool = False,
+    compile: bool = False,
+) -> float:
+    """Train a network for a trial and measure it on the validation rows.
+
+    The value is reported after every epoch (steps ``1..epochs``), unless the study has several
+    objectives, where Optuna knows no pruning. Equal parameters and ``seed`` give equal values, in
+    threads too: ``seed`` fixes the first weights, the order of the rows and the dropout masks.
+
+    A loss that is no longer finite, or memory that runs out, ends this trial and not the study:
+    the value is NaN, which Optuna records as a failed trial, and the user attribute ``reason``
+    says why. The other user attributes are ``device``, ``n_parameters``, ``epochs`` (trained),
+    ``train_seconds`` and, after the last epoch, ``train_loss``, ``valid_loss`` and
+    ``test_accuracy`` or ``test_error``. No value depends on the test rows.
+
+    Args:
+        trial:
+            A running or fixed trial that has already given the parameters of ``recipe``.
+        recipe:
+            What to train.
+        data:
+            Gives the data on a device. Several sets (folds) are trained side by side, a network
+            each, and the value is the mean.
+        epochs:
+            How long to train, at least 1.
+        metric:
+            ``"accuracy"`` (to maximize) or ``"error"`` (to minimize), shares in ``[0, 1]``.
+        device:
+            See :func:`resolve_device`.
+        seed:
+            Fixes what is random in the training.
+        amp:
+            Whether the network computes in bfloat16 where torch holds that to be safe.
+        compile:
+            Whether to ``torch.compile`` the network first, which pays off in long trainings.
+
+    Returns:
+        The metric on the validation rows after the last epoch; NaN for a failed trial.
+
+    Raises:
+        optuna.TrialPruned: If the pruner ends the trial.
+        ValueError: If ``epochs`` is below 1 or this machine has no such device.
+    """
+    if epochs < 1:
+        raise ValueError(f"epochs must be at least 1, but it is {epochs}.")
+    where = resolve_device(device)
+    trial.set_user_attr("device", str(where))
+    try:
+        runs = (
+            _Run(recipe, part, device=where, seed=seed, amp=amp, compile=compile)
+            for part in data(where)
+        )
+        return _train(trial, list(runs), epochs=epochs, metric=metric)
+    except _DivergedError as error:
+        reason = str(error)
+    except (RuntimeError, MemoryError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        reason = f"out of memory on {where}: {str(error).partition(chr(10))[0]}"
+    finally:
+        _release_memory(where, compiled=compile)
+    trial.set_user_attr("reason", reason)
+    _logger.warning("Trial %d fails: %s", trial.number, reason)
+    return math.nan
+
+
+class _DivergedError(Exception):
+    """The loss is no longer finite."""
+
+
+def _train(
+    trial: BaseTrial,
+    runs: Sequence[_Run],
+    *,
+    epochs: int,
+    metric: Literal["accuracy", "error"],
+) -> float:
+    trial.set_user_attr("n_parameters", sum(p.numel() for p in runs[0].model.parameters()))
+    prunable = not (isinstance(trial, optuna.Trial) and len(trial.study.directions) > 1)
+    started = time.perf_counter()
+    epoch = 0
+    try:
+        for epoch in range(1, epochs + 1):
+            train_loss = statistics.fmean(run.train_epoch() for run in runs)
+            valid = _mean([run.evaluate("valid") for run in runs])
+            if not math.isfinite(train_loss + valid.loss):
+                raise _DivergedError(
+                    f"diverged in epoch {epoch}: the training loss is {train_loss} and the "
+                    f"validation loss {valid.loss}."
+                )
+            if prunable:
+                trial.report(_value(valid, metric), epoch)
+                if epoch < epochs and trial.should_prune():
+                    raise optuna.TrialPruned(f"Pruned after epoch {epoch} of {epochs}.")
+    finally:
+        trial.set_user_attr("epochs", epoch)
+        trial.set_user_attr("train_seconds", round(time.perf_counter() - started, 3))
+    trial.set_user_attr("train_loss", train_loss)
+    trial.set_user_attr("valid_loss", valid.loss)
+    test = _mean([run.evaluate("test") for run in runs])
+    trial.set_user_attr(f"test_{metric}", _value(test, metric))
+    return _value(valid, metric)
+
+
+class _Run:
+    """A network in training on one data set."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        data: Data,
+        *,
+        device: torch.device,
+        seed: int,
+        amp: bool,
+        compile: bool,
+    ) -> None:
+        self.data = data
+        self.recipe = recipe
+        self.generator = torch.Generator(device).manual_seed(seed)
+        with _initializing, torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)  # on the CPU: equal weights on every device
+            self.model = recipe.model(self.generator)
+        self.model.to(device)
+        self.optimizer = recipe.optimizer(self.model.parameters())
+        self.forward = torch.compile(self.model) if compile else self.model
+        self.autocast = torch.autocast(device.type, dtype=torch.bfloat16, enabled=amp)
+
+    def train_epoch(self) -> float:
+        """Go through the training rows; return the mean loss of the steps."""
+        self.model.train()
+        total = torch.zeros((), device=self.data.train_x.device)
+        steps = 0
+        for _ in range(self.recipe.passes_per_epoch):
+            for x, y in self._batches():
+                self.optimizer.zero_grad()
+                with self.autocast:
+                    loss = _loss(self.forward(x), y)
+                loss.backward()  # type: ignore[no-untyped-call]
+                self.optimizer.step()
+                total += loss.detach()
+                steps += 1
+        return total.item() / steps
+
+    def _batches(self) -> Iterable[tuple[Tensor, Tensor]]:
+        """Split the rows, in a new order; they are on the device, so nothing is copied to it."""
+        x, y = self.data.train_x, self.data.train_y
+        if self.recipe.batch_size is None or self.recipe.batch_size >= len(x):
+            yield x, y
+            return
+        order = torch.randperm(len(x), generator=self.generator, device=x.device)
+        for rows in torch.split(order, self.recipe.batch_size):
+            yield x[rows], y[rows]
+
+    @torch.no_grad()
+    def evaluate(self, part: Literal["valid", "test"]) -> Evaluation:
+        """Measure the network; every row weighs the same, however the rows are split."""
+        self.model.eval()
+        x, y = getattr(self.data, f"{part}_x"), getattr(self.data, f"{part}_y")
+        loss = torch.zeros((), device=x.device)
+        correct = torch.zeros((), device=x.device, dtype=torch.int64)
+        for rows, classes in zip(x.split(_ROWS_AT_ONCE), y.split(_ROWS_AT_ONCE), strict=True):
+            with self.autocast:
+                outputs = self.forward(rows)
+                loss += _loss(outputs, classes) * len(rows)
+            correct += (_classes(outputs) == classes).sum()
+        return Evaluation(loss=loss.item() / len(x), accuracy=correct.item() / len(x))
+
+
+def _loss(outputs: Tensor, y: Tensor) -> Tensor:
+    if outputs.shape[1] == 1:  # the log-odds of class 1
+        return F.binary_cross_entropy_with_logits(outputs[:, 0], y.to(outputs.dtype))
+    return F.cross_entropy(outputs, y)
+
+
+def _classes(outputs: Tensor) -> Tensor:
+    return (outputs[:, 0] > 0).long() if outputs.shape[1] == 1 else outputs.argmax(1)
+
+
+def _mean(evaluations: Sequence[Evaluation]) -> Evaluation:
+    return Evaluation(
+        loss=statistics.fmean(evaluation.loss for evaluation in evaluations),
+        accuracy=statistics.fmean(evaluation.accuracy for evaluation in evaluations),
+    )
+
+
+def _value(evaluation: Evaluation, metric: Literal["accuracy", "error"]) -> float:
+    return evaluation.accuracy if metric == "accuracy" else 1 - evaluation.accuracy
+
+
+def resolve_device(device: str | torch.device = "auto") -> torch.device:
+    """Find a device of this machine.
+
+    Args:
+        device:
+            ``"auto"`` (CUDA, else MPS, else the CPU) or a device as torch names it: ``"cpu"``,
+            ``"cuda"``, ``"cuda:1"``, ``"mps"``.
+
+    Raises:
+        ValueError: If that is no device or this machine does not have it.
+    """
+    present = [f"cuda:{i}" for i in range(torch.cuda.device_count())]
+    present += ["mps"] if torch.backends.mps.is_available() else []
+    present += ["cpu"]
+    name = str(device)
+    if name == "auto":
+        return torch.device(present[0])
+    if name == "cuda":
+        name = "cuda:0"
+    if name not in present:
+        raise ValueError(
+            f"device={name!r} is not on this machine; choose auto or one of {present}."
+        )
+    return torch.device(name)
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    # Only CUDA has an exception of its own for it.
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(
+        text in str(error) for text in ("out of memory", "can't allocate memory")
+    )
+
+
+def _release_memory(device: torch.device, *, compiled: bool) -> None:
+    """Give back what a trial held: the next one may run in another process."""
+    if compiled:
+        # Every trial compiles its own network; past a few, torch would stop compiling.
+        torch.compiler.reset()
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            torch.cuda.empty_cache()
+    elif device.type == "mps":
+        torch.mps.empty_cache()
