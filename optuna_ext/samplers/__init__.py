@@ -1,0 +1,16 @@
+from optuna_ext.samplers._halton import HaltonSampler
+from optuna_ext.samplers._hammersley import HammersleySampler
+from optuna_ext.samplers._latin_hypercube import LatinHypercubeSampler
+from optuna_ext.samplers._poisson_disk import PoissonDiskSampler
+from optuna_ext.samplers._sobol import SobolSampler
+from optuna_ext.samplers._warmup import WarmupSampler
+
+
+__all__ = [
+    "HaltonSampler",
+    "HammersleySampler",
+    "LatinHypercubeSampler",
+    "PoissonDiskSampler",
+    "SobolSampler",
+    "WarmupSampler",
+]

@@ -1,0 +1,150 @@
+from __future__ import annotations
+
+import abc
+from typing import Any
+from typing import TYPE_CHECKING
+
+import numpy as np
+from optuna.samplers import BaseSampler
+from optuna.storages import RetryHeartbeatStaleTrialCallback
+
+from optuna_ext.points import PointSequence
+from optuna_ext.points._checks import check_int
+from optuna_ext.samplers import _host
+from optuna_ext.samplers._columns import ColumnMap
+from optuna_ext.space import from_unit
+from optuna_ext.space import UnitSpace
+
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from collections.abc import Sequence
+    from typing import Literal
+
+    from optuna.distributions import BaseDistribution
+    from optuna.study import Study
+    from optuna.trial import FrozenTrial
+    from optuna.trial import TrialState
+
+
+class DesignSampler(BaseSampler, abc.ABC):
+    """Base of the samplers that place trials by a design, whatever the objective returns.
+
+    A parameter's value is the coordinate of the trial's row in the parameter's column. The row is
+    the trial's number, which every storage hands out once and in order, so workers never meet and
+    a study goes on where it stopped; see :class:`~optuna_ext.samplers._columns.ColumnMap` for the
+    column. Nothing is remembered but caches.
+
+    Everything goes through :meth:`sample_independent`: a coordinate depends on no other one, so
+    there is nothing relative to infer, and conditional, changing and enqueued parameters are
+    ordinary cases.
+    """
+
+    def __init__(
+        self,
+        *,
+        search_space: Mapping[str, BaseDistribution] | None,
+        seed: int | None,
+        first_trial: int,
+    ) -> None:
+        if seed is not None:
+            check_int("seed", seed)
+        check_int("first_trial", first_trial)
+        self._space = UnitSpace(search_space or {})
+        self._seed = seed
+        self._first_trial = first_trial
+        self._columns = ColumnMap(self._space.names)
+        # Rows of running trials whose row is not their number: a cache of what before_trial saw.
+        self._other_rows: dict[tuple[str, int], int] = {}
+
+    @abc.abstractmethod
+    def _coordinate(
+        self, study: Study, trial: FrozenTrial, seed: int, row: int, column: int
+    ) -> float:
+        """Return the design's coordinate in ``[0, 1)``, ``row >= 0``."""
+
+    def infer_relative_search_space(
+        self, study: Study, trial: FrozenTrial
+    ) -> dict[str, BaseDistribution]:
+        del study, trial
+        return {}
+
+    def sample_relative(
+        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        columns = self._columns.columns(study, trial, search_space)
+        return {
+            name: self._sample(study, trial, columns[name], distribution)
+            for name, distribution in search_space.items()
+        }
+
+    def sample_independent(
+        self,
+        study: Study,
+        trial: FrozenTrial,
+        param_name: str,
+        param_distribution: BaseDistribution,
+    ) -> Any:
+        column = self._columns.columns(study, trial, (param_name,))[param_name]
+        return self._sample(study, trial, column, param_distribution)
+
+    def before_trial(self, study: Study, trial: FrozenTrial) -> None:
+        # A trial retried after its worker died keeps what it had suggested; the rest of its
+        # parameters must come from the row it had then.
+        original = RetryHeartbeatStaleTrialCallback.retried_trial_number(trial)
+        if original is not None:
+            self._other_rows[study.study_name, trial.number] = original - self._first_trial
+
+    def after_trial(
+        self,
+        study: Study,
+        trial: FrozenTrial,
+        state: TrialState,
+        values: Sequence[float] | None,
+    ) -> None:
+        del state, values
+        self._other_rows.pop((study.study_name, trial.number), None)
+
+    def _seed_of(self, study: Study) -> int:
+        return _host.seed_from_name(study) if self._seed is None else self._seed
+
+    def _sample(
+        self, study: Study, trial: FrozenTrial, column: int, distribution: BaseDistribution
+    ) -> Any:
+        seed = self._seed_of(study)
+        row = trial.number - self._first_trial
+        if self._other_rows:
+            row = self._other_rows.get((study.study_name, trial.number), row)
+        if row < 0:  # before the design: any point will do, but the same one for everybody
+            u = np.random.default_rng((seed, trial.number, column)).random()
+        else:
+            u = self._coordinate(study, trial, seed, row, column)
+        return from_unit(distribution, u)
+
+
+class SequenceSampler(DesignSampler):
+    """A design without an end."""
+
+    _kind: Literal["sobol", "halton"]
+
+    def __init__(
+        self,
+        *,
+        search_space: Mapping[str, BaseDistribution] | None = None,
+        seed: int | None = None,
+        scramble: bool = True,
+        first_trial: int = 0,
+    ) -> None:
+        super().__init__(search_space=search_space, seed=seed, first_trial=first_trial)
+        self._scramble = bool(scramble)
+        self._sequence: tuple[int, PointSequence] | None = None  # of the last study's seed
+
+    def _coordinate(
+        self, study: Study, trial: FrozenTrial, seed: int, row: int, column: int
+    ) -> float:
+        del study, trial
+        cached = self._sequence
+        if cached is None or cached[0] != seed:
+            points = PointSequence(self._kind, seed=seed, scramble=self._scramble)
+            self._sequence = cached = (seed, points)
+        return cached[1].value(row, column)

@@ -1,0 +1,46 @@
+"""The only file that touches Optuna's private attributes, each for a reason given here."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+from typing import TYPE_CHECKING
+
+
+if TYPE_CHECKING:
+    from collections.abc import Container
+
+    from optuna.storages import BaseStorage
+    from optuna.study import Study
+    from optuna.trial import FrozenTrial
+    from optuna.trial import TrialState
+
+
+def all_trials(study: Study, states: Container[TrialState] | None = None) -> list[FrozenTrial]:
+    """Return the study's trials in order of their numbers, not copied: treat them as read-only.
+
+    Under ``HyperbandPruner`` a sampler is handed one bracket's view of the study, whose public
+    ``get_trials`` hides the trials of the other brackets; a design runs over all of them.
+    """
+    return study._storage.get_all_trials(study._study_id, deepcopy=False, states=states)
+
+
+def identity(study: Study) -> tuple[BaseStorage, int]:
+    """Return what tells a study from every other one in this process.
+
+    A bracket's view is a new object at every call and names may repeat across storages.
+    """
+    return study._storage, study._study_id
+
+
+def set_trial_user_attr(study: Study, trial: FrozenTrial, key: str, value: Any) -> None:
+    """Write a user attribute of a running trial.
+
+    ``FrozenTrial.set_user_attr`` inside a sampler's hook changes a copy and is lost.
+    """
+    study._storage.set_trial_user_attr(trial._trial_id, key, value)
+
+
+def seed_from_name(study: Study) -> int:
+    """Return a 64-bit seed that every worker on the study agrees on without talking."""
+    return int.from_bytes(hashlib.sha256(study.study_name.encode()).digest()[:8], "little")
