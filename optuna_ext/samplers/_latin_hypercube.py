@@ -88,7 +88,7 @@ class LatinHypercubeSampler(DeclaredSizeSampler):
             first_trial=first_trial,
         )
         self._kind: LatinHypercubeKind = kind
-        check_latin_hypercube(n_points, len(self._space.names), kind=kind)
+        latin_hypercube(n_points, 0, seed=0, kind=kind)  # raises where there is none
         if kind == "random-cd" and not self._space.names:
             raise ValueError(
                 "`kind='random-cd'` optimizes a known number of columns: give `search_space`."
