@@ -56,17 +56,43 @@ def latin_hypercube(
         >>> sorted(rows[:, 1].tolist())
         [0.125, 0.375, 0.625, 0.875]
     """
-    n = check_int("n", n, high=MAX_ROWS)
-    d = check_int("d", d)
+    check_latin_hypercube(n, d, kind=kind)
     check_int("seed", seed)
-    if kind == "plain" or kind == "centered":
-        columns = [_column(n, seed, j, centered=kind == "centered") for j in range(d)]
-        return np.array(columns).reshape(d, n).T.copy()
-    if kind == "random-cd":
+    if kind == "random-cd" and n > 1 and d > 1:  # else there is nothing to exchange
         return _random_cd(n, d, seed)
     if kind == "strength-2":
         return _strength_2(n, d, seed)
-    raise ValueError(f"`kind` must be one of {get_args(LatinHypercubeKind)}, but got {kind!r}.")
+    columns = [_column(n, seed, j, centered=kind == "centered") for j in range(d)]
+    return np.array(columns).reshape(d, n).T.copy()
+
+
+def check_latin_hypercube(n: int, d: int, *, kind: LatinHypercubeKind) -> None:
+    """Raise what :func:`latin_hypercube` would raise, without the work.
+
+    Args:
+        n: Number of rows.
+        d: Number of columns.
+        kind: Kind of the sample.
+
+    Raises:
+        ValueError: If ``n`` or ``d`` is out of range, if ``kind`` is unknown, or if there is no
+            sample of strength 2 of this size.
+        TypeError: If ``n`` or ``d`` is not an integer.
+    """
+    kinds = get_args(LatinHypercubeKind)
+    if kind not in kinds:
+        raise ValueError(f"`kind` must be one of {kinds}, but got {kind!r}.")
+    n = check_int("n", n, high=MAX_ROWS)
+    d = check_int("d", d)
+    if kind == "strength-2":
+        p = math.isqrt(n)
+        if p * p != n or not _is_prime(p):
+            raise ValueError(
+                "`n` must be the square of a prime for a sample of strength 2, such as "
+                f"{_nearest_prime_squares(n)}, but got {n}."
+            )
+        if d > p + 1:
+            raise ValueError(f"`d` must be at most {p + 1} at strength 2 and {n=}, but got {d}.")
 
 
 def _column(n: int, seed: int, column: int, *, centered: bool) -> np.ndarray:
@@ -79,8 +105,6 @@ def _column(n: int, seed: int, column: int, *, centered: bool) -> np.ndarray:
 
 
 def _random_cd(n: int, d: int, seed: int) -> np.ndarray:
-    if n < 2 or d < 2:
-        return latin_hypercube(n, d, seed=seed)  # there is nothing to exchange
     from scipy.stats import qmc
 
     rng = generator(seed, "latin_hypercube", "random-cd")
@@ -89,13 +113,6 @@ def _random_cd(n: int, d: int, seed: int) -> np.ndarray:
 
 
 def _strength_2(n: int, d: int, seed: int) -> np.ndarray:
-    p = math.isqrt(n)
-    if p * p != n or not _is_prime(p):
-        raise ValueError(
-            "`n` must be the square of a prime for a sample of strength 2, such as "
-            f"{_nearest_prime_squares(n)}, but got {n}."
-        )
-    check_int("d", d, high=p + 1)
     from scipy.stats import qmc
 
     rng = generator(seed, "latin_hypercube", "strength-2")
