@@ -44,3 +44,18 @@ def set_trial_user_attr(study: Study, trial: FrozenTrial, key: str, value: Any) 
 def seed_from_name(study: Study) -> int:
     """Return a 64-bit seed that every worker on the study agrees on without talking."""
     return int.from_bytes(hashlib.sha256(study.study_name.encode()).digest()[:8], "little")
+
+
+def is_enqueued(trial: FrozenTrial) -> bool:
+    """Return whether parameters were given to the trial by ``Study.enqueue_trial``."""
+    return "fixed_params" in trial.system_attrs
+
+
+def retried_number(trial: FrozenTrial) -> int | None:
+    """Return the number of the stale trial that this one repeats, or None.
+
+    The same as ``RetryHeartbeatStaleTrialCallback.retried_trial_number``, which warns at every
+    call that it is experimental.
+    """
+    number: int | None = trial.system_attrs.get("failed_trial")
+    return number

@@ -104,6 +104,7 @@ class PoissonDiskSampler(SetSampler):
         )
         self._n_points = n_points
         self._radius = radius
+        self._sizes: dict[tuple[int, int], int] = {}  # how many points fit: a cache
 
     def _n_columns(self, study: Study, trial: FrozenTrial | None) -> int | None:
         return len(self._space.names) or self._columns.n_first(study, trial)
@@ -114,7 +115,11 @@ class PoissonDiskSampler(SetSampler):
             return None
         if self._n_points is not None:
             return self._n_points
-        return len(self._first_set(self._seed_of(study), n_columns))
+        seed = self._seed_of(study)
+        if (seed, n_columns) not in self._sizes:
+            rows = poisson_disk(n_columns, radius=self._radius, seed=seed)
+            self._sizes[seed, n_columns] = len(rows)
+        return self._sizes[seed, n_columns]
 
     def _points(self, seed: int, size: int, n_columns: int) -> NDArray[np.float64]:
         if self._radius is None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import optuna
 from optuna.samplers import BaseSampler
 from optuna.testing.pytest_samplers import BasicSamplerTestCase
 from optuna.testing.pytest_samplers import MultiObjectiveSamplerTestCase
@@ -67,5 +66,5 @@ class TestWarmup(_Contract):
     @pytest.fixture
     def sampler(self) -> Factory:
         return lambda: optuna_ext.WarmupSampler(
-            optuna_ext.SobolSampler(), 3, optuna.samplers.RandomSampler()
+            optuna_ext.SobolSampler(), 3, optuna_ext.HaltonSampler()
         )
