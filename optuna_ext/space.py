@@ -62,6 +62,8 @@ def from_unit(distribution: BaseDistribution, u: float) -> Any:
         low, high = distribution.low, distribution.high
         if distribution.log:
             log_low, log_high = math.log(low), math.log(high)
+            if log_high == math.inf:
+                _check_finite(distribution)
             return min(max(math.exp(log_low + u * (log_high - log_low)), low), high)
         span = high - low
         if span < math.inf:
@@ -205,7 +207,7 @@ class UnitSpace:
                 count = n_values(distribution)
             except (TypeError, ValueError) as error:
                 raise _named(name, error) from error
-            if count == 1:
+            if distribution.single():
                 self._constants[name] = from_unit(distribution, 0.0)
             else:
                 columns[name] = count
