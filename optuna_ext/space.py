@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from collections.abc import Sequence
 
+    from numpy.typing import NDArray
     from optuna.distributions import BaseDistribution
 
 _LAST = math.nextafter(1.0, 0.0)  # the largest u
@@ -218,7 +219,7 @@ class UnitSpace:
     def __len__(self) -> int:
         return self.n_dims
 
-    def to_params(self, row: Sequence[float] | np.ndarray) -> dict[str, Any]:
+    def to_params(self, row: Sequence[float] | NDArray[np.float64]) -> dict[str, Any]:
         """Return the parameters at one row.
 
         Args:
@@ -247,7 +248,7 @@ class UnitSpace:
                 raise _named(name, error) from error
         return params
 
-    def to_row(self, params: Mapping[str, Any]) -> np.ndarray:
+    def to_row(self, params: Mapping[str, Any]) -> NDArray[np.float64]:
         """Return the row of the given parameters.
 
         Args:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import get_args
 from typing import Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -14,12 +15,16 @@ from optuna_ext.points._checks import LAST
 from optuna_ext.points._checks import MAX_ROWS
 
 
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
 LatinHypercubeKind = Literal["plain", "centered", "random-cd", "strength-2"]
 
 
 def latin_hypercube(
     n: int, d: int, *, seed: int, kind: LatinHypercubeKind = "plain"
-) -> np.ndarray:
+) -> NDArray[np.float64]:
     """Return a Latin hypercube sample: one row in each of the ``n`` equal parts of every axis.
 
     The rows are in random order. With every kind but ``"random-cd"`` a wider sample of the same
@@ -95,29 +100,29 @@ def check_latin_hypercube(n: int, d: int, *, kind: LatinHypercubeKind) -> None:
             raise ValueError(f"`d` must be at most {p + 1} at strength 2 and {n=}, but got {d}.")
 
 
-def _column(n: int, seed: int, column: int, *, centered: bool) -> np.ndarray:
+def _column(n: int, seed: int, column: int, *, centered: bool) -> NDArray[np.float64]:
     rng = generator(seed, "latin_hypercube", column)
     stratum = rng.permutation(n)
     # Places that are multiples of 2**-32, plus a half: no rounding moves a point over the edge.
     place = 0.5 if centered else (rng.integers(2**32, size=n) + 0.5) / 2**32
-    rows: np.ndarray = (stratum + place) / n
+    rows: NDArray[np.float64] = (stratum + place) / n
     return rows
 
 
-def _random_cd(n: int, d: int, seed: int) -> np.ndarray:
+def _random_cd(n: int, d: int, seed: int) -> NDArray[np.float64]:
     from scipy.stats import qmc
 
     rng = generator(seed, "latin_hypercube", "random-cd")
-    rows: np.ndarray = qmc.LatinHypercube(d, optimization="random-cd", rng=rng).random(n)
+    rows: NDArray[np.float64] = qmc.LatinHypercube(d, optimization="random-cd", rng=rng).random(n)
     return rows.clip(max=LAST)  # scipy's interval is (0, 1]
 
 
-def _strength_2(n: int, d: int, seed: int) -> np.ndarray:
+def _strength_2(n: int, d: int, seed: int) -> NDArray[np.float64]:
     from scipy.stats import qmc
 
     rng = generator(seed, "latin_hypercube", "strength-2")
     # scipy makes all p + 1 columns whatever d is, in the order of the orthogonal array.
-    rows: np.ndarray = qmc.LatinHypercube(d, strength=2, rng=rng).random(n)
+    rows: NDArray[np.float64] = qmc.LatinHypercube(d, strength=2, rng=rng).random(n)
     order = generator(seed, "latin_hypercube", "order").permutation(n)
     return rows.clip(max=LAST)[order]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -10,6 +11,10 @@ from optuna_ext.points._checks import check_int
 from optuna_ext.points._checks import generator
 from optuna_ext.points._sequence import MAX_COLUMNS
 from optuna_ext.points.sobol import sobol
+
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 
 _MAX_POINTS = 10_000
@@ -20,7 +25,7 @@ _SATURATION = 64  # candidates for each point before a declared radius counts as
 
 def poisson_disk(
     d: int, *, n: int | None = None, radius: float | None = None, seed: int
-) -> np.ndarray:
+) -> NDArray[np.float64]:
     """Return rows that keep a distance from each other and have no other order: blue noise.
 
     Candidates come from a scrambled Sobol sequence, and each is taken if it is not nearer than
@@ -90,7 +95,7 @@ def _log_unit_ball(d: int) -> float:
     return d / 2 * math.log(math.pi) - math.lgamma(d / 2 + 1)
 
 
-def _of_number(n: int, d: int, seed: int) -> np.ndarray:
+def _of_number(n: int, d: int, seed: int) -> NDArray[np.float64]:
     candidates = sobol(_CANDIDATES * n, d, seed=seed)
     # Balls of half the distance do not overlap, and no two points of the torus are farther apart
     # than its half diagonal.
@@ -107,7 +112,7 @@ def _of_number(n: int, d: int, seed: int) -> np.ndarray:
     return rows
 
 
-def _of_radius(radius: float, d: int, seed: int) -> np.ndarray:
+def _of_radius(radius: float, d: int, seed: int) -> NDArray[np.float64]:
     from scipy.spatial import KDTree
 
     rows = _throw(sobol(1, d, seed=seed), radius, 1)
@@ -122,7 +127,7 @@ def _of_radius(radius: float, d: int, seed: int) -> np.ndarray:
     return rows
 
 
-def _throw(candidates: np.ndarray, radius: float, limit: int) -> np.ndarray:
+def _throw(candidates: NDArray[np.float64], radius: float, limit: int) -> NDArray[np.float64]:
     """Return, in order, the candidates that are not within ``radius`` of one taken before."""
     from scipy.spatial import KDTree
 
@@ -135,5 +140,5 @@ def _throw(candidates: np.ndarray, radius: float, limit: int) -> np.ndarray:
             if len(taken) == limit:
                 break
             free[tree.query_ball_point(candidates[i], radius)] = False
-    rows: np.ndarray = candidates[taken]
+    rows: NDArray[np.float64] = candidates[taken]
     return rows
