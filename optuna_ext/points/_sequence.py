@@ -120,9 +120,11 @@ class PointSequence:
         with self._lock:
             block = self._blocks.get((tier, start))
             if block is None:
-                if tier not in self._tiers:
-                    self._tiers[tier] = _Tier(self.kind, tier, self.seed, self.scramble)
-                block = self._tiers[tier].rows(start, size)
+                # Out of the dict meanwhile: Ctrl-C may leave an engine between two rows.
+                columns = self._tiers.pop(tier, None)
+                columns = columns or _Tier(self.kind, tier, self.seed, self.scramble)
+                block = columns.rows(start, size)
+                self._tiers[tier] = columns
                 if len(self._blocks) >= _CACHED_BLOCKS:
                     del self._blocks[next(iter(self._blocks))]
                 self._blocks[tier, start] = block

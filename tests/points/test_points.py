@@ -103,7 +103,7 @@ def test_discrepancy_of_strength_2_is_below_random(n: int, d: int) -> None:
 @pytest.mark.parametrize("d", [2, 5, 8, 12])
 @pytest.mark.parametrize("n", [16, 64, 256])
 def test_as_even_as_the_engine_of_scipy(name: str, n: int, d: int) -> None:
-    seeds = range(150)
+    seeds = range(600 if d == 2 else 150)  # two columns vary most
     ours = np.median([centered_l2(SEQUENCES[name](n, d, seed=s)) for s in seeds])
     theirs = np.median([centered_l2(ENGINES[name](d, rng=s).random(n)) for s in seeds])
     assert 0.9 < ours / theirs < 1.1

@@ -66,6 +66,24 @@ def test_threads_share_a_sequence(kind: SequenceKind) -> None:
         assert all(pool.map(check, range(8)))
 
 
+def test_interrupted_block_is_made_again(
+    kind: SequenceKind, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sequence = PointSequence(kind, seed=0)
+    sequence.value(0, 0)
+
+    def interrupt(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        engine = sequence._tiers[0]._engine
+        engine.random(5)  # it has moved on, and nobody knows
+        patch.setattr(engine, "random", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            sequence.value(20, 0)
+    assert sequence.value(20, 0) == ROWS[kind](21, 1, seed=0)[20, 0]
+
+
 def test_out_of_range(kind: SequenceKind) -> None:
     sequence = PointSequence(kind, seed=0)
     sequence.row(0, 20)  # also where the blocks beside are known
