@@ -88,7 +88,7 @@ def objective(
     from objectives.training import Recipe
 
     if dataset not in (1, 2, 3):
-        raise ValueError(f"dataset={dataset!r} must be 1, 2 or 3.")
+        raise ValueError(f"dataset must be 1, 2 or 3, but it is {dataset!r}.")
     lr = suggest(trial, SPACE, "lr")
     betas = (suggest(trial, SPACE, "beta1"), 0.999)
     recipe = Recipe(

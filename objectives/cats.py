@@ -109,7 +109,7 @@ def objective(
     from objectives.training import fit
 
     if protocol not in ("cv", "document"):
-        raise ValueError(f"protocol={protocol!r} must be 'cv' or 'document'.")
+        raise ValueError(f"protocol must be 'cv' or 'document', but it is {protocol!r}.")
     if amp:
         raise ValueError("amp must be False, because the cats are trained in float64.")
     iterations, lr, *hidden = (suggest(trial, SPACE, name) for name in SPACE)
@@ -186,7 +186,7 @@ def train_curve(
     from objectives.training import Run
 
     if iterations % _STEPS:
-        raise ValueError(f"iterations={iterations} must be a multiple of {_STEPS}.")
+        raise ValueError(f"iterations must be a multiple of {_STEPS}, but it is {iterations}.")
     images = _in_own_span(load("cats", data_dir=data_dir))
     where = _float64_device(device)
     recipe = _recipe(lr, (h1, h2, h3), basis=images.basis, seed=seed)
@@ -253,5 +253,7 @@ def _float64_device(device: str | torch.device) -> torch.device:
     if found.type != "mps":
         return found
     if str(device) != "auto":
-        raise ValueError("device='mps' must be another one for cats: MPS does not know float64.")
+        raise ValueError(
+            "device must not be 'mps' for the cats, because MPS does not know float64."
+        )
     return resolve_device("cpu")

@@ -156,7 +156,7 @@ def boundary_net(name: str) -> nn.Sequential:
         ValueError: If there is no such network.
     """
     if name not in BOUNDARY_WIDTHS:
-        raise ValueError(f"net={name!r} must be one of {list(BOUNDARY_WIDTHS)}.")
+        raise ValueError(f"net must be one of {list(BOUNDARY_WIDTHS)}, but it is {name!r}.")
     net = mlp(BOUNDARY_WIDTHS[name])
     for layer in net:
         if isinstance(layer, nn.Linear):

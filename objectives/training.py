@@ -131,12 +131,13 @@ def fit(
         raise ValueError(f"epochs must be at least 1, but it is {epochs}.")
     where = resolve_device(device)
     trial.set_user_attr("device", str(where))
+    runs: list[Run] = []
     try:
-        runs = (
+        runs += (
             Run(recipe, part, device=where, seed=seed, amp=amp, compile=compile)
             for part in data(where)
         )
-        return _train(trial, list(runs), epochs=epochs, metric=metric)
+        return _train(trial, runs, epochs=epochs, metric=metric)
     except _DivergedError as error:
         reason = str(error)
     except (RuntimeError, MemoryError) as error:
@@ -144,6 +145,7 @@ def fit(
             raise
         reason = f"out of memory on {where}: {str(error).partition(chr(10))[0]}"
     finally:
+        runs.clear()  # the traceback of a pruned trial would keep them
         _release_memory(where, compiled=compile)
     trial.set_user_attr("reason", reason)
     _logger.warning("Trial %d fails: %s", trial.number, reason)
@@ -234,7 +236,7 @@ class Run:
     def train_epoch(self) -> float:
         """Go through the training rows; return the mean loss of the steps."""
         self.model.train()
-        total = torch.zeros((), device=self.data.train_x.device)
+        total = self.data.train_x.new_zeros(())
         steps = 0
         for _ in range(self.recipe.passes_per_epoch):
             for x, y in self._batches():
@@ -262,8 +264,8 @@ class Run:
         """Measure the network; every row weighs the same, however the rows are split."""
         self.model.eval()
         x, y = getattr(self.data, f"{part}_x"), getattr(self.data, f"{part}_y")
-        loss = torch.zeros((), device=x.device)
-        correct = torch.zeros((), device=x.device, dtype=torch.int64)
+        loss = x.new_zeros(())
+        correct = y.new_zeros(())
         for rows, classes in zip(x.split(_ROWS_AT_ONCE), y.split(_ROWS_AT_ONCE), strict=True):
             with self.autocast:
                 outputs = self.forward(rows)
@@ -314,7 +316,7 @@ def resolve_device(device: str | torch.device = "auto") -> torch.device:
         name = "cuda:0"
     if name not in present:
         raise ValueError(
-            f"device={name!r} is not on this machine; choose auto or one of {present}."
+            f"device must be one of {['auto', *present]} on this machine, but it is {name!r}."
         )
     return torch.device(name)
 

@@ -123,10 +123,17 @@ def _digits(data_dir: str | None) -> Data:
 def _images(published: files.Files, data_dir: str | None, *, valid: Fraction) -> Data:
     """Read the four files of MNIST's format; the last training rows become the validation rows."""
     paths = published.find(data_dir)
-    train_x, train_y, test_x, test_y = (_idx(gzip.decompress(p.read_bytes())) for p in paths)
-    x, test_x = (images.reshape(len(images), -1) / 255 for images in (train_x, test_x))
-    n = len(x) - int(len(x) * valid)
-    return _tensors((x[:n], train_y[:n]), (x[n:], train_y[n:]), (test_x, test_y))
+    train_x, train_y, test_x, test_y = (_idx(gzip.decompress(path.read_bytes())) for path in paths)
+    n = len(train_x) - int(len(train_x) * valid)
+    return _tensors(
+        (_pixels(train_x[:n]), train_y[:n]),
+        (_pixels(train_x[n:]), train_y[n:]),
+        (_pixels(test_x), test_y),
+    )
+
+
+def _pixels(images: NDArray[np.uint8]) -> NDArray[np.float32]:
+    return np.divide(images.reshape(len(images), -1), 255, dtype=np.float32)
 
 
 def _idx(content: bytes) -> NDArray[np.uint8]:
