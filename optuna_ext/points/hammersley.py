@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from optuna_ext.points._checks import check_int
+from optuna_ext._checks import check_int
 from optuna_ext.points._checks import generator
 from optuna_ext.points._checks import MAX_ROWS
 from optuna_ext.points._sequence import MAX_COLUMNS

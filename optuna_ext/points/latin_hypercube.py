@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from optuna_ext.points._checks import check_int
+from optuna_ext._checks import check_int
 from optuna_ext.points._checks import generator
 from optuna_ext.points._checks import LAST
 from optuna_ext.points._checks import MAX_ROWS

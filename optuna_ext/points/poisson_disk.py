@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from optuna_ext.points._checks import check_int
+from optuna_ext._checks import check_int
 from optuna_ext.points._checks import generator
 from optuna_ext.points._sequence import MAX_COLUMNS
 from optuna_ext.points.sobol import sobol
@@ -60,27 +60,40 @@ def poisson_disk(
         >>> min_distance(rows, toroidal=True) >= 0.2
         True
     """
-    d = check_int("d", d, high=MAX_COLUMNS["sobol"])
+    check_poisson_disk(d, n=n, radius=radius)
     check_int("seed", seed)
-    if (n is None) == (radius is None):
-        raise ValueError(f"Either `n` or `radius` must be given, but got {n=} and {radius=}.")
     if n is not None:
-        n = check_int("n", n, high=_MAX_POINTS)
         rows = _of_number(n, d, seed) if n and d else np.empty((n, d))
-    else:
-        rows = _of_radius(_check_radius(radius, d), d, seed) if d else np.empty((1, 0))
+    elif radius is not None:
+        rows = _of_radius(radius, d, seed) if d else np.empty((1, 0))
     rows[1:] = generator(seed, "poisson_disk").permutation(rows[1:])
     return rows
 
 
-def _check_radius(radius: float | None, d: int) -> float:
-    radius = float(radius or 0.0)
-    if not 0.0 < radius < math.inf:
-        raise ValueError(f"`radius` must be positive and finite, but got {radius}.")
-    # The balls around the rows of a filled cube cover it, so there are at least 1 / volume rows.
-    if d and -(_log_unit_ball(d) + d * math.log(radius)) > math.log(_MAX_POINTS):
-        raise _too_small(radius, d)
-    return radius
+def check_poisson_disk(d: int, *, n: int | None, radius: float | None) -> None:
+    """Raise what :func:`poisson_disk` would raise, without the work.
+
+    Args:
+        d: Number of columns; with 0 the radius may be as small as it likes.
+        n: Number of rows.
+        radius: Smallest distance.
+
+    Raises:
+        ValueError: If an argument is out of range, or not exactly one of ``n`` and ``radius`` is
+            given.
+        TypeError: If ``d`` or ``n`` is not an integer.
+    """
+    check_int("d", d, high=MAX_COLUMNS["sobol"])
+    if (n is None) == (radius is None):
+        raise ValueError(f"Either `n` or `radius` must be given, but got {n=} and {radius=}.")
+    if n is not None:
+        check_int("n", n, high=_MAX_POINTS)
+    if radius is not None:
+        if not 0.0 < radius < math.inf:
+            raise ValueError(f"`radius` must be positive and finite, but got {radius}.")
+        # The balls around the rows of a filled cube cover it: there are at least 1 / volume rows.
+        if d and -(_log_unit_ball(d) + d * math.log(radius)) > math.log(_MAX_POINTS):
+            raise _too_small(radius, d)
 
 
 def _too_small(radius: float, d: int) -> ValueError:

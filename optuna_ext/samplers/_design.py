@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from optuna.samplers import BaseSampler
 
+from optuna_ext._checks import check_int
 from optuna_ext.points import PointSequence
-from optuna_ext.points._checks import check_int
 from optuna_ext.samplers import _host
 from optuna_ext.samplers._columns import ColumnMap
 from optuna_ext.space import from_unit

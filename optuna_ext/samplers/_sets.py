@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from optuna.trial import TrialState
 
+from optuna_ext._checks import check_int
 from optuna_ext.points import latin_hypercube
 from optuna_ext.points import sobol
-from optuna_ext.points._checks import check_int
 from optuna_ext.samplers import _host
 from optuna_ext.samplers._design import DesignSampler
 
