@@ -17,7 +17,7 @@ from zipfile import BadZipFile
 import numpy as np
 from optuna.distributions import BaseDistribution
 from optuna.distributions import IntDistribution
-from optuna.trial import Trial
+from optuna.trial import BaseTrial
 
 import objectives
 from studies import _functions
@@ -27,7 +27,7 @@ from studies._objective import find_objective
 
 
 Direction = Literal["minimize", "maximize"]
-Objective = Callable[[Trial], float]
+Objective = Callable[[BaseTrial], float]
 
 CATS_GRID = "cats-grid"
 _CATS_GRID_FILE = "cat_grid_f64_seed1.npz"
@@ -105,7 +105,7 @@ def _cats_grid(data_dir: Path | None) -> Problem:
     path = _data_dir(data_dir) / _CATS_GRID_FILE
     accuracy, loss = _load_cats_grid(path)
 
-    def objective(trial: Trial) -> float:
+    def objective(trial: BaseTrial) -> float:
         cell = tuple(trial.suggest_int(name, 0, 4) for name in _CATS_GRID_SPACE)
         trial.set_user_attr("loss", float(loss[cell]))
         return float(accuracy[cell])
@@ -140,8 +140,11 @@ def _data_dir(given: Path | None) -> Path:
     return Path(directory)
 
 
+_find_objective = functools.cache(find_objective)  # imported once for all runs of a process
+
+
 def _objective(target: str, settings: Settings) -> Problem:
-    objective = find_objective(target)
+    objective = _find_objective(target)
     direction, *others = objective.directions
     if others or direction not in ("minimize", "maximize"):
         listed = ", ".join(map(str, objective.directions))
@@ -155,10 +158,12 @@ def _objective(target: str, settings: Settings) -> Problem:
     keywords = objective.keywords()
     if "data_dir" in keywords and settings.data_dir is not None:
         arguments["data_dir"] = settings.data_dir
-    objective.check_arguments(arguments)
 
     def instance(seed: int) -> Objective:
         seeded = {"seed": seed, **arguments} if "seed" in keywords else arguments
+        objective.check_arguments(seeded)
         return functools.partial(objective.function, **seeded)
+
+    instance(0)  # refuses wrong arguments before anything runs
 
     return Problem(direction=cast(Direction, direction), instance=instance, space=objective.space)

@@ -85,11 +85,10 @@ def named_sampler(text: str, problem: Problem | None, *, seed: int, n_trials: in
     Raises:
         UserError: If the name or an argument is wrong.
     """
-    name, colon, arguments = text.rpartition(":")
-    if not colon or "=" not in arguments:
-        name, arguments = text, ""
+    # A class is module:Class, so the arguments begin at the first colon before key=.
+    name, *arguments = re.split(r":(?=\w+\s*=)", text, maxsplit=1)
     # Only a comma before the next key separates: key=[1, 2] stays whole.
-    assignments = re.split(r",(?=\s*\w+\s*=)", arguments) if arguments else []
+    assignments = [part for texts in arguments for part in re.split(r",(?=\s*\w+\s*=)", texts)]
     return make_sampler(
         name,
         arguments=parse_assignments(f"the arguments of {name!r}", assignments),

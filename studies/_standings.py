@@ -210,7 +210,7 @@ def _ranks(finals: Matrix) -> Matrix:
 
 
 def _spread(values: Matrix) -> Spread:
-    if np.isnan(values).any():  # no mean stands for runs that have no value
+    if not np.isfinite(values).all():  # no mean stands for runs without a value
         return Spread(math.nan, math.nan, math.nan)
     n = len(values)
     se = float(np.std(values, ddof=1)) / math.sqrt(n) if n > 1 else math.nan

@@ -63,8 +63,14 @@ _WINDOW = {"memory": 50, "SQLite": 20}  # trials that are timed at each size of 
 
 _STUDY = "bench"
 
-# Seconds: of the first trial, and of a trial when the study has so many.
-Timing = tuple[float, dict[int, float]]
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds of a trial: a new sampler's first, one after so many, and the mean of all."""
+
+    first: float
+    at: dict[int, float]
+    mean: float | None = None
 
 
 @dataclass(frozen=True)
@@ -75,9 +81,12 @@ class Cost:
         storage: ``"memory"`` or ``"SQLite"``.
         space: A name of :data:`SPACES`.
         sampler: The sampler as the user named it.
-        first_ms: Milliseconds of the study's first trial; finite designs are made in it.
+        first_ms: Milliseconds of a new sampler's first trial: of a study in memory, but of a
+            restart in a file.
         trial_us: Microseconds of a trial, by the number of trials before it.
         ratio: The same, divided by the first sampler's.
+        mean_us: Microseconds of the mean trial of a whole study, which counts what is done only
+            now and then; ``None`` for files, where none is run from the beginning.
     """
 
     storage: str
@@ -86,6 +95,7 @@ class Cost:
     first_ms: float
     trial_us: dict[int, float]
     ratio: dict[int, float]
+    mean_us: float | None
 
 
 app = typer.Typer(add_completion=False)
@@ -136,7 +146,7 @@ def _costs(
         yield from _take_turns(in_memory, ("memory", name), samplers, sizes, rounds=rounds)
         if on_sqlite:
             with tempfile.TemporaryDirectory() as folder:
-                files = _fill(Path(folder), space, sizes)
+                files = fill_files(Path(folder), space, sizes)
                 in_file = partial(_time_on_sqlite, space=space, files=files)
                 yield from _take_turns(in_file, ("SQLite", name), samplers, sizes, rounds=rounds)
 
@@ -159,17 +169,17 @@ def _take_turns(
     base = timings[samplers[0]]
     for name in samplers:
         own = timings[name]
+        means = [timing.mean for timing in own if timing.mean is not None]
         yield Cost(
             *where,
             sampler=name,
-            first_ms=1e3 * statistics.median(first for first, _ in own),
-            trial_us={n: 1e6 * statistics.median(at[n] for _, at in own) for n in sizes},
+            first_ms=1e3 * statistics.median(timing.first for timing in own),
+            trial_us={n: 1e6 * statistics.median(timing.at[n] for timing in own) for n in sizes},
             ratio={
-                n: statistics.median(
-                    at[n] / base_at[n] for (_, at), (_, base_at) in zip(own, base, strict=True)
-                )
+                n: statistics.median(o.at[n] / b.at[n] for o, b in zip(own, base, strict=True))
                 for n in sizes
             },
+            mean_us=1e6 * statistics.median(means) if means else None,
         )
 
 
@@ -181,7 +191,8 @@ def _time_in_memory(
     study = optuna.create_study(sampler=sampler)
     # CPU time, since nothing here waits: other programs on the machine do not count.
     seconds = [_time_trial(study, space, clock=time.process_time) for _ in range(total)]
-    return seconds[0], {n: statistics.fmean(seconds[n : n + _WINDOW["memory"]]) for n in sizes}
+    at = {n: statistics.fmean(seconds[n : n + _WINDOW["memory"]]) for n in sizes}
+    return Timing(seconds[0], at, statistics.fmean(seconds))
 
 
 def _time_on_sqlite(
@@ -193,16 +204,16 @@ def _time_on_sqlite(
         with closing(sqlite3.connect(file)) as source, closing(sqlite3.connect(copy)) as target:
             source.backup(target)
         storage = sqlite(copy)
-        sampler = named_sampler(name, None, seed=0, n_trials=max(files) + _WINDOW["SQLite"])
+        sampler = named_sampler(name, None, seed=0, n_trials=max(files) + _WINDOW["SQLite"] + 1)
         study = optuna.load_study(study_name=_STUDY, storage=storage, sampler=sampler)
         first = _time_trial(study, space)
         at[n] = statistics.fmean(_time_trial(study, space) for _ in range(_WINDOW["SQLite"]))
         storage.engine.dispose()
         copy.unlink()
-    return first, at
+    return Timing(first, at)
 
 
-def _fill(
+def fill_files(
     folder: Path, space: Mapping[str, BaseDistribution], sizes: Sequence[int]
 ) -> dict[int, Path]:
     """Return files with so many random trials, from which every sampler goes on."""
@@ -244,10 +255,12 @@ def _print_tables(costs: Sequence[Cost], sizes: Sequence[int]) -> None:
         table.add_column("sampler", no_wrap=True)
         for n in sizes:
             table.add_column(f"after {n}\ntrials", justify="right")
+        table.add_column("mean\nof all", justify="right")
         table.add_column("first\ntrial", justify="right")
         for row in rows:
             cells = (f"{row.ratio[n]:.2f}x  {row.trial_us[n]:5.0f} µs" for n in sizes)
-            table.add_row(row.sampler, *cells, f"{row.first_ms:.1f} ms")
+            mean = "" if row.mean_us is None else f"{row.mean_us:.0f} µs"
+            table.add_row(row.sampler, *cells, mean, f"{row.first_ms:.1f} ms")
         console.print(f"[bold]{where[1]} in {where[0]}[/bold]: time of a trial")
         console.print(table)
 
