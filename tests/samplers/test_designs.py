@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
+import itertools
 import multiprocessing
 from pathlib import Path
 import pickle
@@ -241,6 +243,29 @@ def test_conditional_parameters_have_columns_of_the_sequence() -> None:
         for name, value in trial.params.items():
             if name != "n_layers":
                 assert value == rows[trial.number, names.index(name)]
+
+
+def test_sobol_balances_integers_steps_and_choices_exactly() -> None:
+    """At 2^m trials: every value equally often, and every pair of values, too."""
+    study = optuna.create_study(sampler=SobolSampler(seed=7))
+    study.optimize(
+        lambda trial: (
+            trial.suggest_int("depth", 1, 4)
+            + len(trial.suggest_categorical("act", ["a", "b", "c", "d"]))
+            + trial.suggest_float("rate", 0, 0.75, step=0.25)
+            + trial.suggest_int("units", 16, 128, step=16)
+        ),
+        n_trials=64,
+    )
+    values = {name: [t.params[name] for t in study.trials] for name in study.trials[0].params}
+    for name, column in values.items():
+        n_values = len(set(column))
+        assert n_values == (8 if name == "units" else 4)
+        assert set(Counter(column).values()) == {64 // n_values}
+    for first, second in itertools.combinations(values.values(), 2):
+        pairs = Counter(zip(first, second, strict=True))
+        assert len(pairs) == len(set(first)) * len(set(second))
+        assert len(set(pairs.values())) == 1
 
 
 def test_single_valued_parameters_take_no_column() -> None:
