@@ -95,7 +95,7 @@ def fit(
 
     A loss that is no longer finite, or memory that runs out, ends this trial and not the study:
     the value is NaN, which Optuna records as a failed trial, and the user attribute ``reason``
-    says why. The other user attributes are ``device``, ``n_parameters``, ``epochs`` (trained),
+    says why. The other user attributes are ``device``, ``n_parameters``, ``epochs`` (begun),
     ``train_seconds`` and, after the last epoch, ``train_loss``, ``valid_loss`` and
     ``test_accuracy`` or ``test_error``. No value depends on the test rows.
 

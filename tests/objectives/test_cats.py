@@ -43,7 +43,7 @@ def outputs(
 ) -> NDArray[np.float64]:
     for w_i, b_i in zip(w[:-1], b[:-1], strict=True):
         x = np.maximum(w_i @ x + b_i, 0)
-    return (w[-1] @ x + b[-1])[0]
+    return np.ravel(w[-1] @ x + b[-1])
 
 
 def test_a_training_is_the_courses_written_out(small_data: Path) -> None:
@@ -77,10 +77,10 @@ def test_the_folds_are_free_of_test_images_and_of_each_other(small_data: Path) -
     images = cats._in_own_span(load("cats", data_dir=small_data))
     held_out = torch.cat([fold.valid_x for fold in images.folds])
     assert len(images.folds) == 5
-    assert len(held_out.unique(dim=0)) == len(held_out) == 30  # 31 but the test image
+    assert len(torch.unique(held_out, dim=0)) == len(held_out) == 30  # 31 but the test image
     for fold in images.folds:
         rows = torch.cat([fold.train_x, fold.valid_x, fold.test_x])
-        assert len(rows.unique(dim=0)) == len(rows) == 40
+        assert len(torch.unique(rows, dim=0)) == len(rows) == 40
         assert abs(fold.valid_y.double().mean().item() - 1 / 3) < 0.17  # one image of six
 
 
@@ -178,9 +178,10 @@ def test_a_sample_of_the_grid_comes_out_exactly(
 ) -> None:
     rng = np.random.default_rng(0)
     for nth in rng.integers(0, 5, (12, 4)):
-        net = {name: cats.LEVELS[name][i] for name, i in zip(cats.LEVELS, (0, *nth), strict=True)}
-        del net["iterations"]
-        curve = cats.train_curve(**net, data_dir=real_data)  # type: ignore[arg-type]
+        lr, h1, h2, h3 = (
+            cats.LEVELS[name][i] for name, i in zip(("lr", "h1", "h2", "h3"), nth, strict=True)
+        )
+        curve = cats.train_curve(lr=lr, h1=int(h1), h2=int(h2), h3=int(h3), data_dir=real_data)
         for i, iterations in enumerate(cats.LEVELS["iterations"]):
             cell, result = (i, *nth), curve[int(iterations)]
             assert round(result.test.accuracy, 9) == round(grid["test"][cell], 9)

@@ -79,7 +79,7 @@ def test_seeded_fixes_the_weights_and_restores_the_global_generator() -> None:
 def test_boundary_nets_start_from_he_weights() -> None:
     with nets.seeded(0):
         weights = torch.cat(
-            [nets.boundary_net("three-layer")[2].weight.flatten() for _ in range(400)]  # type: ignore[union-attr,operator]
+            [nets.boundary_net("three-layer")[2].weight.flatten() for _ in range(400)]  # type: ignore[operator]
         )
     # Fan-in 5: a standard deviation of sqrt(2 / 5), far from the uniform default's 1 / sqrt(15).
     assert weights.std().item() == pytest.approx((2 / 5) ** 0.5, rel=0.03)

@@ -273,7 +273,7 @@ def test_the_network_is_gone_when_memory_is_released(
     end: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     built: list[weakref.ref[nn.Module]] = []
-    alive = []
+    alive: list[bool] = []
 
     def build(_: torch.Generator) -> nn.Module:
         net = nn.Linear(64, 10)

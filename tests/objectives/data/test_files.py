@@ -133,9 +133,3 @@ def test_a_corrupt_file_is_named(tmp_path: Path) -> None:
     write(tmp_path / "here", content=b"broken")
     with pytest.raises(CorruptDataError, match=r"here/set/a\.bin does not have the SHA-256"):
         published("http://h/").find(tmp_path / "here")
-
-
-@pytest.mark.data
-@pytest.mark.parametrize("real", [files.MNIST, files.FASHION, files.CATS], ids=lambda f: f.folder)
-def test_the_real_files_have_the_published_hashes(real: files.Files, real_data: Path) -> None:
-    assert len(real.find(real_data)) == len(real.sha256)
