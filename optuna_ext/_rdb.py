@@ -215,7 +215,7 @@ def _switch_to_wal(connection: sqlite3.Connection, timeout: float) -> str:
         try:
             mode: str = connection.execute("PRAGMA journal_mode=WAL").fetchone()[0]
         except sqlite3.OperationalError as error:
-            # The busy timeout covers every lock but this one.
+            # While another process writes, this fails at once, whatever the busy timeout.
             if _primary_code(error) != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
                 raise
             time.sleep(0.01)
@@ -309,4 +309,5 @@ def sqlite_url(file: Path) -> str:
 
 
 def escape(url: str) -> str:
-    return url.replace("{", "{{").replace("}", "}}")  # RDBStorage formats its URL
+    # RDBStorage formats its URL, in which SQLAlchemy before 2.1 leaves braces as they are.
+    return url.replace("{", "{{").replace("}", "}}")

@@ -358,7 +358,7 @@ class TestDashboardCommand:
         with pytest.raises(ValueError, match=f"cannot read {url.partition('localhost')[0]}"):
             dashboard_command(url)
 
-    @pytest.mark.parametrize("url", ["{}/odd {{name}}%20#?.db", "journal:{}/study.log"])
+    @pytest.mark.parametrize("url", ["{}/odd {{name}}%20#.db", "journal:{}/study.log"])
     def test_the_command_shows_a_study_that_is_open(self, url: str, tmp_path: Path) -> None:
         url = url.format(tmp_path)
         storage = open_storage(url)
@@ -480,6 +480,17 @@ class TestErrors:
             connection.execute("UPDATE alembic_version SET version_num = ?", (version,))
         with pytest.raises(ValueError, match=f"incompatible version of Optuna: .*{advice}"):
             sqlite(path)
+
+    def test_waits_for_a_writer_before_the_switch_to_wal(self, tmp_path: Path) -> None:
+        path = tmp_path / "study.db"
+        with closing(sqlite3.connect(path, check_same_thread=False)) as writer:
+            writer.execute("BEGIN IMMEDIATE")
+            release = threading.Timer(0.5, writer.rollback)
+            release.start()
+            with disposed(sqlite(path)) as storage:
+                assert not writer.in_transaction
+                assert optuna.create_study(storage=storage).trials == []
+            release.join()
 
     def test_locked_for_too_long(self, tmp_path: Path) -> None:
         path = tmp_path / "study.db"
