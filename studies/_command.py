@@ -12,6 +12,7 @@ import inspect
 import json
 import re
 import sys
+import time
 from types import ModuleType
 from types import SimpleNamespace
 from typing import Annotated
@@ -119,7 +120,7 @@ def as_main(
             message, code = error.format_message(), error.exit_code
         except UserError as error:
             message, code = str(error), 2
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, typer.Abort):
             message, code = "interrupted", 130
         sys.stderr.write(f"error: {' '.join(message.split())}\n")
         return code
@@ -137,6 +138,7 @@ def run_plan(plan: Plan, *, as_json: bool) -> int:
             plan.job,
             design_size=design_size(study),
             stream=1024 * len(study.get_trials(deepcopy=False)),
+            deadline=None if plan.timeout is None else time.time() + plan.timeout,
         )
         tickets = Tickets(study, storage, location=job.storage, total=job.trials)
         tickets.fail_orphans()

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 import re
-import time
 from typing import Any
 
 import optuna
@@ -41,6 +40,7 @@ class Plan:
         objective: What the job optimizes.
         devices: One per process; ``None`` if the objective does not take one.
         points: Parameters to try first.
+        timeout: Seconds after which no trial starts, if at all.
         figure: Where to save the figure, if at all.
     """
 
@@ -48,6 +48,7 @@ class Plan:
     objective: Objective
     devices: Sequence[str | None]
     points: Sequence[dict[str, Any]]
+    timeout: float | None
     figure: Path | None
 
 
@@ -90,7 +91,6 @@ def make_plan(
         trials=options.trials,
         design_size=options.trials,
         seed=options.seed,
-        deadline=None if options.timeout is None else time.time() + options.timeout,
     )
     job.sampler_and_pruner(objective)
     file = storage_file(storage)
@@ -101,6 +101,7 @@ def make_plan(
         objective=objective,
         devices=devices,
         points=points,
+        timeout=options.timeout,
         figure=None if options.no_figure else options.figure or _figure(file, study),
     )
 

@@ -16,6 +16,7 @@ from rich.progress import BarColumn
 from rich.progress import MofNCompleteColumn
 from rich.progress import Progress
 from rich.progress import TextColumn
+from rich.table import Column
 
 
 _STATES = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL, TrialState.RUNNING)
@@ -43,9 +44,12 @@ class StudyProgress:
         self.failures: list[FrozenTrial] = []
         self._bar = Progress(
             TextColumn("{task.description}"),
-            BarColumn(bar_width=20),
+            BarColumn(bar_width=12),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[status]}"),
+            # Cut rather than wrapped in a narrow terminal: what matters least comes last.
+            TextColumn(
+                "{task.fields[status]}", table_column=Column(no_wrap=True, overflow="ellipsis")
+            ),
             console=console,
             disable=not console.is_terminal,
         )
@@ -91,21 +95,20 @@ class StudyProgress:
         due = len(self._known) < self._total and time.monotonic() > self._next_line
         if not self._console.is_terminal and (last or due):
             self._next_line = time.monotonic() + _LINE_EVERY
-            self.say(f"{len(self._known)}/{self._total} trials  {status}")
+            self.say(f"{len(self._known)}/{self._total} trials  {status}".rstrip())
 
     def _trials(self) -> list[FrozenTrial]:
         return self._study.get_trials(deepcopy=False)
 
     def _status(self, trials: list[FrozenTrial]) -> str:
-        counts = Counter(trial.state for trial in trials)
-        parts = [", ".join(f"{counts[s]} {s.name.lower()}" for s in _STATES if counts[s])]
-        if (best := best_so_far(self._study, trials)) is not None:
-            parts.insert(0, best)
+        parts = [best_so_far(self._study, trials)]
         minutes = (time.monotonic() - self._started) / 60
         if self.n_new:
             parts.append(f"{self.n_new / minutes:.3g} trials/min")
             left = max(0, self._total - len(self._known))
             parts.append(f"{_duration(60 * minutes / self.n_new * left)} left" if left else "done")
+        counts = Counter(trial.state for trial in trials)
+        parts.append(", ".join(f"{counts[s]} {s.name.lower()}" for s in _STATES if counts[s]))
         return "  ".join(part for part in parts if part)
 
 
@@ -136,10 +139,7 @@ class ConsoleHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Print one line."""
-        text = " ".join(record.getMessage().split())
-        self._console.print(
-            f"{record.levelname.lower()}: {text}", markup=False, highlight=False, soft_wrap=True
-        )
+        self._console.print(self.format(record), markup=False, highlight=False, soft_wrap=True)
 
 
 def _duration(seconds: float) -> str:

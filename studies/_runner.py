@@ -47,7 +47,11 @@ def run_trials(
 
     def may_start() -> bool:
         in_time = job.deadline is None or time.time() < job.deadline
-        return interrupt.signum is None and in_time and tickets.take()
+        may = in_time and interrupt.signum is None and tickets.take()
+        if may and interrupt.signum is not None:  # it came while waiting for the lock
+            tickets.give_back()
+            may = False
+        return may
 
     def run_trial(trial: Trial) -> Any:
         tickets.started(trial)
@@ -94,6 +98,7 @@ def quiet_optuna(handler: logging.Handler) -> Iterator[None]:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     loggers = [logging.getLogger(name) for name in ("optuna", "py.warnings", "objectives")]
     handler.addFilter(_is_news)
+    handler.setFormatter(_OneLine())
     for logger in loggers:
         logger.addHandler(handler)
     logging.captureWarnings(True)
@@ -105,6 +110,14 @@ def quiet_optuna(handler: logging.Handler) -> Iterator[None]:
             logger.removeHandler(handler)
         optuna.logging.set_verbosity(verbosity)
         optuna.logging.enable_default_handler()
+
+
+class _OneLine(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        text = record.getMessage()
+        if record.name == "py.warnings":  # whose further lines quote the source
+            text = text.partition("\n")[0]
+        return f"{record.levelname.lower()}: {' '.join(text.split())}"
 
 
 def _is_news(record: logging.LogRecord) -> bool:

@@ -157,6 +157,7 @@ def _environment(n_workers: int) -> dict[str, str]:
     root = str(Path(__file__).resolve().parent.parent)
     paths = [root, os.environ.get("PYTHONPATH", "")]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
+    environment["PYTHONUNBUFFERED"] = "1"  # what an objective prints is shown when it does
     # Or each of them would compute with as many threads as there are cores.
     threads = max(1, (os.cpu_count() or 1) // n_workers)
     environment.setdefault("OMP_NUM_THREADS", str(threads))

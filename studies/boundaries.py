@@ -1,4 +1,4 @@
-"""Decision boundaries in the plane: networks of 3, 13 and 51 parameters, trained by Adam.
+r"""Decision boundaries in the plane: networks of 3, 13 and 51 parameters, trained by Adam.
 
 The three data sets and three networks of Auto-Tune (Jacobson & Gonzalez 2020)::
 
@@ -6,7 +6,7 @@ The three data sets and three networks of Auto-Tune (Jacobson & Gonzalez 2020)::
 
 Each pair is a study of its own in one file. Its learning rate alone, on a grid::
 
-    python -m studies.boundaries --study grid --sampler grid \\
+    python -m studies.boundaries --study grid --sampler grid \
         --sampler-arg 'search_space={"lr": [0.001, 0.01, 0.1, 1.0], "beta1": [0.9]}'
 
 The size for a quick look, a few seconds on a CPU::
