@@ -65,6 +65,7 @@ def objective(
     trial: BaseTrial,
     *,
     protocol: Literal["cv", "document"] = "cv",
+    hidden_layers: int = 3,
     epochs: int = EPOCHS,
     device: str | torch.device = "auto",
     data_dir: str | os.PathLike[str] | None = None,
@@ -84,6 +85,8 @@ def objective(
             parameters by it makes the best accuracy too good, and one test image is among the
             training images. ``"cv"`` is the default because it has neither fault: the mean
             accuracy of 5-fold cross-validation on the training images without that one.
+        hidden_layers:
+            3, or 2 for the paper's smaller grid: the same network without ``h3``.
         epochs:
             The most epochs to train, whatever ``iterations`` says.
         device:
@@ -102,7 +105,8 @@ def objective(
         The accuracy; NaN if the training diverged or ran out of memory.
 
     Raises:
-        ValueError: If there is no such ``protocol`` or ``device``, or ``amp`` is true.
+        ValueError: If there is no such ``protocol``, ``hidden_layers`` or ``device``, or ``amp``
+            is true.
         DataNotFoundError: If the files are not there; nobody may hand them out.
     """
     from objectives.data import load
@@ -110,9 +114,13 @@ def objective(
 
     if protocol not in ("cv", "document"):
         raise ValueError(f"protocol must be 'cv' or 'document', but it is {protocol!r}.")
+    if hidden_layers not in (2, 3):
+        raise ValueError(f"hidden_layers must be 2 or 3, but it is {hidden_layers!r}.")
     if amp:
         raise ValueError("amp must be False, because the cats are trained in float64.")
-    iterations, lr, *hidden = (suggest(trial, SPACE, name) for name in SPACE)
+    iterations, lr, *hidden = (
+        suggest(trial, SPACE, name) for name in (*SPACE,)[: 2 + hidden_layers]
+    )
     images = _in_own_span(load("cats", data_dir=data_dir))
     parts = images.folds if protocol == "cv" else (images.document,)
     return fit(
@@ -146,7 +154,7 @@ def train_curve(
     lr: float,
     h1: int,
     h2: int,
-    h3: int,
+    h3: int | None,
     iterations: int = 700,
     device: str | torch.device = "auto",
     data_dir: str | os.PathLike[str] | None = None,
@@ -165,7 +173,7 @@ def train_curve(
         h2:
             Units of the second hidden layer.
         h3:
-            Units of the third hidden layer.
+            Units of the third hidden layer; ``None`` leaves it out.
         iterations:
             Steps of gradient descent, a multiple of 100.
         device:
@@ -189,7 +197,8 @@ def train_curve(
         raise ValueError(f"iterations must be a multiple of {_STEPS}, but it is {iterations}.")
     images = _in_own_span(load("cats", data_dir=data_dir))
     where = _float64_device(device)
-    recipe = _recipe(lr, (h1, h2, h3), basis=images.basis, seed=seed)
+    hidden = (h1, h2) if h3 is None else (h1, h2, h3)
+    recipe = _recipe(lr, hidden, basis=images.basis, seed=seed)
     run = Run(recipe, images.document.to(where), device=where, seed=seed)
     curve = {0: Result(train=run.evaluate("train"), test=run.evaluate("test"))}
     for step in range(_STEPS, iterations + 1, _STEPS):

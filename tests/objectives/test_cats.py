@@ -94,6 +94,8 @@ def test_wrong_options_are_refused(small_data: Path) -> None:
     trial = FixedTrial(cats.DEFAULTS)
     with pytest.raises(ValueError, match="protocol must be 'cv' or 'document', but it is 'test'"):
         cats.objective(trial, protocol="test", data_dir=small_data)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="hidden_layers must be 2 or 3, but it is 4"):
+        cats.objective(trial, hidden_layers=4, data_dir=small_data)
     with pytest.raises(ValueError, match="amp must be False"):
         cats.objective(trial, amp=True, data_dir=small_data)
     with pytest.raises(ValueError, match="iterations must be a multiple of 100, but it is 150"):
@@ -169,6 +171,20 @@ def test_the_published_search_comes_out_to_the_percent(real_data: Path) -> None:
     assert percent(CENTER, real_data) == 82
     assert max(percent(point, real_data) for point in FIRST_POLL) < 82
     assert {point: percent(point, real_data) for point in SECOND_POLL} == SECOND_POLL
+
+
+@pytest.mark.data
+def test_the_best_of_the_smaller_grid_comes_out(real_data: Path) -> None:
+    """Mahto & Chauhan, Table 1: 84 percent is the best of the 625 networks without h3."""
+    for iterations, lr, h1, h2 in (
+        (400, 0.0077, 10, 10),
+        (100, 0.0077, 30, 7),
+        (500, 0.0078, 10, 10),
+    ):
+        trial = FixedTrial({"iterations": iterations, "lr": lr, "h1": h1, "h2": h2})
+        value = cats.objective(trial, protocol="document", hidden_layers=2, data_dir=real_data)
+        assert round(100 * value) == 84
+        assert trial.user_attrs["n_parameters"] == 12289 * h1 + (h1 + 1) * h2 + h2 + 1
 
 
 @pytest.mark.data
