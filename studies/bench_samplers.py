@@ -249,16 +249,18 @@ def _time_trial(
 
 def _print_tables(costs: Sequence[Cost], sizes: Sequence[int]) -> None:
     console = Console()
+    if not console.is_terminal:  # a file or a pipe has no width: do not fold the table
+        console = Console(width=120)
     for where in dict.fromkeys((cost.storage, cost.space) for cost in costs):
         rows = [cost for cost in costs if (cost.storage, cost.space) == where]
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
         table.add_column("sampler", no_wrap=True)
         for n in sizes:
-            table.add_column(f"after {n}\ntrials", justify="right")
+            table.add_column(f"after {n}\ntrials", justify="right", no_wrap=True)
         table.add_column("mean\nof all", justify="right")
         table.add_column("first\ntrial", justify="right")
         for row in rows:
-            cells = (f"{row.ratio[n]:.2f}x  {row.trial_us[n]:5.0f} µs" for n in sizes)
+            cells = (f"{row.ratio[n]:.2f}x  {row.trial_us[n]:.0f} µs" for n in sizes)
             mean = "" if row.mean_us is None else f"{row.mean_us:.0f} µs"
             table.add_row(row.sampler, *cells, mean, f"{row.first_ms:.1f} ms")
         console.print(f"[bold]{where[1]} in {where[0]}[/bold]: time of a trial")

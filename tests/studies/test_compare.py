@@ -210,6 +210,20 @@ def test_designs_are_drawn_with_what_was_measured() -> None:
         assert f"min distance {min_distance(rows):.3f}" in page
 
 
+@pytest.mark.parametrize("kind", [ValueError, RuntimeError])
+def test_picture_without_kaleido_costs_one_sentence(
+    kind: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def to_image(*_: object) -> bytes:
+        raise kind("Image export requires kaleido:\n\n    pip install kaleido\n")
+
+    monkeypatch.setattr("plotly.graph_objects.Figure.to_image", to_image)
+    result = CliRunner().invoke(app, ["--designs", "--figure", "d.svg"])
+    assert result.exit_code == 2
+    assert "needs kaleido and a Chromium (or end it in .html)" in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
 def test_committed_picture_shows_the_designs_as_they_are() -> None:
     picture = Path(studies.__file__).with_name("designs.svg").read_text(encoding="utf-8")
     assert len(picture) < 60_000
