@@ -15,6 +15,7 @@ import numpy as np
 from optuna.distributions import BaseDistribution
 from optuna.distributions import CategoricalDistribution
 from optuna.distributions import FloatDistribution
+from optuna.distributions import IntDistribution
 from optuna.exceptions import ExperimentalWarning
 from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler
@@ -59,6 +60,8 @@ _NESTED_PRUNERS = {"wrapped_pruner"}
 
 # Optuna's samplers whose points are numbered: every process must be given the same seed.
 _SEED_IS_SHARED = {"QMCSampler", "GridSampler"}
+
+_NEED_FINITE_SPACE = {"grid", "brute-force"}
 
 _SIMPLE_TYPES: dict[str, tuple[type, ...]] = {
     "int": (int,),
@@ -111,6 +114,8 @@ def make_sampler(
                 n_trials=n_trials,
                 search_space=search_space,
             )
+    if name in _NEED_FINITE_SPACE and "search_space" not in given and search_space is not None:
+        _refuse_continuous(name, search_space)
     accepted = inspect.signature(cls).parameters
     if "seed" in accepted and seed is not None:
         given.setdefault("seed", _stream_seed(cls, seed, stream))
@@ -236,24 +241,29 @@ def _stream_seed(cls: type, seed: int, stream: int) -> int:
     return int(np.random.SeedSequence((seed, stream)).generate_state(1)[0])
 
 
+def _refuse_continuous(name: str, search_space: Mapping[str, BaseDistribution]) -> None:
+    for parameter, distribution in search_space.items():
+        if isinstance(distribution, FloatDistribution) and not (
+            distribution.step is not None or distribution.single()
+        ):
+            raise UserError(
+                f"sampler {name!r} needs a finite search space, but parameter {parameter!r} of "
+                "the objective is continuous"
+            )
+
+
 def _grid(search_space: Mapping[str, BaseDistribution]) -> dict[str, list[Any]]:
+    """Return every value of a finite search space."""
     grid: dict[str, list[Any]] = {}
     for name, distribution in search_space.items():
-        if isinstance(distribution, CategoricalDistribution):
-            grid[name] = list(distribution.choices)
-        elif not isinstance(distribution, FloatDistribution):
-            low, high = int(distribution.low), int(distribution.high)  # type: ignore[attr-defined]
-            grid[name] = list(range(low, high + 1, distribution.step))  # type: ignore[attr-defined]
-        elif distribution.step is not None:
-            n = round((distribution.high - distribution.low) / distribution.step) + 1
-            grid[name] = [distribution.low + i * distribution.step for i in range(n)]
-        elif distribution.single():
-            grid[name] = [distribution.low]
-        else:
-            raise UserError(
-                f"sampler 'grid' needs --sampler-arg search_space=..., since parameter {name!r} "
-                "of the objective is continuous"
-            )
+        match distribution:
+            case CategoricalDistribution(choices=choices):
+                grid[name] = list(choices)
+            case IntDistribution(low=low, high=high, step=step):
+                grid[name] = list(range(low, high + 1, step))
+            case FloatDistribution(low=low, high=high, step=step):
+                n = 1 if step is None else round((high - low) / step) + 1
+                grid[name] = [low + i * (step or 0.0) for i in range(n)]
     return grid
 
 

@@ -26,6 +26,8 @@ from typer.exceptions import TyperException
 from studies._errors import UserError
 from studies._interrupt import Interrupt
 from studies._job import Job
+from studies._logs import ConsoleHandler
+from studies._logs import quiet_optuna
 from studies._objective import find_objective
 from studies._objective import Objective
 from studies._options import option_parameters
@@ -34,13 +36,11 @@ from studies._plan import design_size
 from studies._plan import make_plan
 from studies._plan import open_study
 from studies._plan import Plan
-from studies._progress import ConsoleHandler
 from studies._progress import failure_reason
 from studies._progress import StudyProgress
 from studies._report import print_summary
 from studies._report import save_figure
 from studies._report import summarize
-from studies._runner import quiet_optuna
 from studies._runner import run_trials
 from studies._tickets import Tickets
 from studies._workers import run_workers

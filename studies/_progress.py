@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-import logging
 import time
 from types import TracebackType
 
@@ -20,6 +19,7 @@ from rich.table import Column
 
 
 _STATES = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL, TrialState.RUNNING)
+_LOOK_EVERY = 0.1  # seconds between two looks into the storage, which costs as much as a trial
 _LINE_EVERY = 10.0  # seconds between two lines where there is no terminal
 
 
@@ -38,6 +38,7 @@ class StudyProgress:
         self._console = console
         self._started = time.monotonic()
         self._next_line = self._started + _LINE_EVERY
+        self._next_look = self._started
         finished = [t.number for t in self._trials() if t.state.is_finished()]
         self.n_before = len(finished)
         self._known = set(finished)
@@ -82,6 +83,10 @@ class StudyProgress:
 
     def update(self, *, last: bool = False) -> None:
         """Show what the storage says now, and ``last`` of all the final line."""
+        now = time.monotonic()
+        if not last and now < self._next_look:
+            return
+        self._next_look = now + _LOOK_EVERY
         trials = self._trials()
         for trial in trials:
             if trial.state.is_finished() and trial.number not in self._known:
@@ -91,10 +96,10 @@ class StudyProgress:
                     self.say(f"trial {trial.number} failed: {failure_reason(trial)}")
         status = self._status(trials)
         self._bar.update(self._task, completed=len(self._known), status=status)
-        # The final line is the last one's, or it would stand there twice.
-        due = len(self._known) < self._total and time.monotonic() > self._next_line
+        # The line of a complete study is left to the last look, or it would come twice.
+        due = len(self._known) < self._total and now > self._next_line
         if not self._console.is_terminal and (last or due):
-            self._next_line = time.monotonic() + _LINE_EVERY
+            self._next_line = now + _LINE_EVERY
             self.say(f"{len(self._known)}/{self._total} trials  {status}".rstrip())
 
     def _trials(self) -> list[FrozenTrial]:
@@ -128,18 +133,6 @@ def best_so_far(study: Study, trials: list[FrozenTrial]) -> str | None:
 def failure_reason(trial: FrozenTrial) -> str:
     """Return why a failed trial failed."""
     return str(trial.user_attrs.get("reason", "it returned no valid value"))
-
-
-class ConsoleHandler(logging.Handler):
-    """Prints log records as plain lines, above a bar if there is one."""
-
-    def __init__(self, console: Console) -> None:
-        super().__init__()
-        self._console = console
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Print one line."""
-        self._console.print(self.format(record), markup=False, highlight=False, soft_wrap=True)
 
 
 def _duration(seconds: float) -> str:

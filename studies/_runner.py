@@ -25,6 +25,7 @@ from optuna.trial import Trial
 from studies._interrupt import Interrupt
 from studies._job import connect
 from studies._job import Job
+from studies._logs import quiet_optuna
 from studies._tickets import Tickets
 
 
@@ -90,43 +91,9 @@ def _reason_of_failure(trial: Trial) -> Iterator[None]:
         raise
 
 
-@contextmanager
-def quiet_optuna(handler: logging.Handler) -> Iterator[None]:
-    """Send Optuna's and Python's warnings to ``handler``, and Optuna's line per trial nowhere."""
-    optuna.logging.disable_default_handler()
-    verbosity = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    loggers = [logging.getLogger(name) for name in ("optuna", "py.warnings", "objectives")]
-    handler.addFilter(_is_news)
-    handler.setFormatter(_OneLine())
-    for logger in loggers:
-        logger.addHandler(handler)
-    logging.captureWarnings(True)
-    try:
-        yield
-    finally:
-        logging.captureWarnings(False)
-        for logger in loggers:
-            logger.removeHandler(handler)
-        optuna.logging.set_verbosity(verbosity)
-        optuna.logging.enable_default_handler()
-
-
-class _OneLine(logging.Formatter):
-    def format(self, record: logging.LogRecord) -> str:
-        text = record.getMessage()
-        if record.name == "py.warnings":  # whose further lines quote the source
-            text = text.partition("\n")[0]
-        return f"{record.levelname.lower()}: {' '.join(text.split())}"
-
-
-def _is_news(record: logging.LogRecord) -> bool:
-    # How a trial failed is said by its attribute "reason", in one line and without a traceback.
-    return not record.getMessage().startswith("Trial ")
-
-
 def _stop_with_parent() -> None:
-    sys.stdin.read()
+    # Not sys.stdin.read(), whose lock Python could not get any more when it shuts down.
+    os.read(sys.stdin.fileno(), 1)
     os.kill(os.getpid(), signal.SIGTERM)
 
 

@@ -13,6 +13,7 @@ Running trials of other programs and of other machines are left alone.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 import getpass
 import hashlib
 import os
@@ -62,8 +63,9 @@ class Tickets:
         """
         self._lock.acquire()
         try:
-            self._fail_orphans()
-            self._starting = self._has_room()
+            trials = self._study.get_trials(deepcopy=False)
+            self._fail_orphans(trials)  # which count before and after
+            self._starting = self._has_room(trials)
         finally:
             if not self._starting:
                 self._lock.release()
@@ -85,10 +87,9 @@ class Tickets:
     def fail_orphans(self) -> None:
         """Mark running trials whose process is dead as failed."""
         with self._lock:
-            self._fail_orphans()
+            self._fail_orphans(self._study.get_trials(deepcopy=False))
 
-    def _has_room(self) -> bool:
-        trials = self._study.get_trials(deepcopy=False)
+    def _has_room(self, trials: Sequence[FrozenTrial]) -> bool:
         waiting = [t.number for t in trials if t.state == TrialState.WAITING]
         if len(trials) - len(waiting) >= self._total or self._is_grid_exhausted():
             return False
@@ -99,10 +100,9 @@ class Tickets:
         sampler = self._study.sampler
         return isinstance(sampler, GridSampler) and sampler.is_exhausted(self._study)
 
-    def _fail_orphans(self) -> None:
-        running = self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-        for trial in running:
-            if self._is_orphan(trial):
+    def _fail_orphans(self, trials: Sequence[FrozenTrial]) -> None:
+        for trial in trials:
+            if trial.state == TrialState.RUNNING and self._is_orphan(trial):
                 study_id = self._storage.get_study_id_from_name(self._study.study_name)
                 trial_id = self._storage.get_trial_id_from_study_id_trial_number(
                     study_id, trial.number

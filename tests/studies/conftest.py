@@ -23,6 +23,7 @@ from optuna_ext import open_storage
 TOY = """
 import os
 import time
+import warnings
 
 from optuna.distributions import CategoricalDistribution
 from optuna.distributions import FloatDistribution
@@ -60,6 +61,11 @@ def sometimes_fails(trial):
 
 def talks(trial):
     print("talk of the objective")
+    return trial.suggest_float("x", 0.0, 1.0)
+
+
+def warns(trial):
+    warnings.warn(f"careful in trial {trial.number}")
     return trial.suggest_float("x", 0.0, 1.0)
 
 

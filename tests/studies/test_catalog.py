@@ -80,9 +80,10 @@ def test_what_is_wrong_with_a_sampler_is_said(
     assert "\n" not in str(caught.value)
 
 
-def test_a_grid_of_a_continuous_space_is_refused() -> None:
+@pytest.mark.parametrize("name", ["grid", "brute-force"])
+def test_a_grid_of_a_continuous_space_is_refused(name: str) -> None:
     with pytest.raises(UserError, match="parameter 'lr' of the objective is continuous"):
-        make_sampler("grid", search_space={"lr": FloatDistribution(0.0, 1.0)})
+        make_sampler(name, search_space={"lr": FloatDistribution(0.0, 1.0)})
 
 
 def test_a_grid_holds_every_value_of_the_space() -> None:

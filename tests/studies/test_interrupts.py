@@ -91,10 +91,11 @@ def _path() -> dict[str, str]:
 
 
 def test_two_terminals_share_one_total(toy: Toy) -> None:
-    both = [toy.start("--trials", 41, "--sampler", "random") for _ in range(2)]
+    command = ("--trials", 101, "--sampler", "random", "--arg", "pause=0.02")
+    both = [toy.start(*command) for _ in range(2)]
     assert [process.wait(timeout=60) for process in both] == [0, 0]
-    assert toy.states() == {"COMPLETE": 41}
-    assert len({t.params["x"] for t in toy.trials()}) == 41
+    assert toy.states() == {"COMPLETE": 101}
+    assert len({t.params["x"] for t in toy.trials()}) == 101
     assert len({t.user_attrs["process"] for t in toy.trials()}) == 2
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import time
 
 import optuna
 from optuna.trial import TrialState
@@ -25,6 +26,7 @@ def test_where_there_is_no_terminal_plain_lines_tell_the_state() -> None:
         _tell(study, 0.75)
         _tell(study, None, reason="out of memory")
         study.ask()
+        time.sleep(0.11)  # it looks ten times a second
         progress.update()
         assert out.getvalue() == "trial 2 failed: out of memory\n"
     last = out.getvalue().splitlines()[-1]

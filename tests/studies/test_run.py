@@ -122,6 +122,15 @@ def test_a_failing_trial_is_one_line_and_the_study_goes_on(
     assert "Traceback" not in err
 
 
+@pytest.mark.filterwarnings("default")
+def test_a_warning_is_one_line_and_said_once(toy: Toy, capsys: pytest.CaptureFixture[str]) -> None:
+    assert _main(toy, "--trials", 3, function="warns") == 0
+    lines = [line for line in capsys.readouterr().err.splitlines() if "careful" in line]
+    assert len(lines) == 1
+    assert lines[0].startswith("warning: ")
+    assert lines[0].endswith("careful in trial 0")
+
+
 def test_when_every_trial_fails_the_exit_code_is_1(
     toy: Toy, capsys: pytest.CaptureFixture[str]
 ) -> None:
