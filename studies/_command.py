@@ -9,7 +9,6 @@ import contextlib
 from dataclasses import fields
 from dataclasses import replace
 import inspect
-import json
 import re
 import sys
 import time
@@ -41,6 +40,7 @@ from studies._progress import StudyProgress
 from studies._report import print_summary
 from studies._report import save_figure
 from studies._report import summarize
+from studies._report import to_json
 from studies._runner import run_trials
 from studies._tickets import Tickets
 from studies._workers import run_workers
@@ -155,7 +155,7 @@ def run_plan(plan: Plan, *, as_json: bool) -> int:
         if plan.figure is not None and save_figure(study, plan.figure):
             summary["figure"] = str(plan.figure)
         if as_json:
-            sys.stdout.write(json.dumps(summary, default=str) + "\n")
+            sys.stdout.write(to_json(summary) + "\n")
         else:
             print_summary(summary, Console())
     if interrupt.signum is None and progress.n_new and len(progress.failures) == progress.n_new:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from collections.abc import Sequence
 from dataclasses import dataclass
+import os
 from pathlib import Path
 import re
 from typing import Any
@@ -116,8 +117,8 @@ def open_study(plan: Plan) -> tuple[Study, BaseStorage]:
     file = storage_file(job.storage)
     if file is not None and file.parent == _RUNS:
         _RUNS.mkdir(exist_ok=True)
-    elif file is not None and not file.parent.is_dir():
-        connect(job.storage)  # which says so
+    elif file is not None and not os.access(file.parent, os.W_OK):
+        connect(job.storage)  # which says what is wrong
     with storage_lock(job.storage):
         storage = connect(job.storage)
         study = _find_study(storage, job, plan.objective)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
+import json
+import math
 from pathlib import Path
 from typing import Any
 import warnings
@@ -45,6 +47,11 @@ def summarize(study: Study, *, location: str) -> dict[str, Any]:
         "importances": _importances(study) if single else {},
         "dashboard": _dashboard(location),
     }
+
+
+def to_json(summary: dict[str, Any]) -> str:
+    """Return the summary as strict JSON, which knows no NaN and no infinity: they become null."""
+    return json.dumps(_finite(summary), default=str, allow_nan=False)
 
 
 def print_summary(summary: dict[str, Any], console: Console) -> None:
@@ -96,6 +103,14 @@ def save_figure(study: Study, path: Path) -> bool:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(f"<!doctype html>{title}{''.join(pages)}", encoding="utf-8")
     return True
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _ranked(study: Study, trials: list[FrozenTrial]) -> list[FrozenTrial]:

@@ -8,7 +8,7 @@ Two GPUs, a process on each::
 
     python -m studies.fashion --amp --devices cuda:0,cuda:1
 
-The size for a CPU, TIME on two cores::
+The size for a CPU, two minutes or so::
 
     python -m studies.fashion --study quick --trials 4 --epochs 1
 """

@@ -64,6 +64,11 @@ def talks(trial):
     return trial.suggest_float("x", 0.0, 1.0)
 
 
+def explodes(trial):
+    trial.set_user_attr("loss", float("nan"))
+    return trial.suggest_float("x", 0.0, 1.0) * float("inf")
+
+
 def warns(trial):
     warnings.warn(f"careful in trial {trial.number}")
     return trial.suggest_float("x", 0.0, 1.0)

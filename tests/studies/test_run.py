@@ -81,6 +81,16 @@ def test_json_is_all_there_is_on_stdout(toy: Toy, capfd: pytest.CaptureFixture[s
     assert summary["dashboard"] == "optuna-dashboard sqlite:///toy.db"
 
 
+def test_json_stays_strict_when_values_are_infinite(
+    toy: Toy, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert _main(toy, "--json", "--trials", 2, function="explodes") == 0
+    out = capsys.readouterr().out
+    summary = json.loads(out, parse_constant=pytest.fail)
+    assert summary["best"]["values"] == [None]
+    assert summary["best"]["user_attrs"] == {"loss": None}
+
+
 def test_the_summary_says_what_was_found(toy: Toy, capsys: pytest.CaptureFixture[str]) -> None:
     assert _main(toy, "--trials", 16) == 0
     out = capsys.readouterr().out
