@@ -1,0 +1,130 @@
+"""Every code block of the README is run; shell commands in a smaller size."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tomllib
+import urllib.request
+
+import pytest
+
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+PYTHON = [text for kind, text in BLOCKS if kind == "python"]
+COMMANDS = [
+    line.split("#")[0].strip()
+    for kind, text in BLOCKS
+    if kind == "sh"
+    for line in text.splitlines()
+    if line.strip()
+]
+SMALLER = {
+    "--trials": "2",
+    "--epochs": "1",
+    "--seeds": "2",
+    "--workers": "1",
+    "--rounds": "1",
+}
+
+
+def run(*command: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(
+        command,
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def test_only_known_kinds_of_blocks() -> None:
+    assert {kind for kind, _ in BLOCKS} == {"python", "sh", "text"}
+
+
+@pytest.mark.parametrize("text", PYTHON, ids=range(len(PYTHON)))
+def test_python(text: str, tmp_path: Path) -> None:
+    done = run(sys.executable, "-c", text, cwd=tmp_path)
+    shown = re.search(
+        re.escape(f"```python\n{text}```\n") + r"\n```text\n(.*?)```", README, re.DOTALL
+    )
+    assert done.stdout == (shown[1] if shown else "")
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("make ")])
+def test_make(command: str) -> None:
+    """Not for real: it is what runs these tests."""
+    done = run(*shlex.split(command), "--dry-run", "--always-make", cwd=ROOT)
+    assert ".venv" in done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("python -m studies")])
+def test_study(command: str, tmp_path: Path) -> None:
+    words = shlex.split(command)
+    if "--data-dir" in words:
+        data = os.environ.get("OPTUNA_EXT_DATA")
+        if not data:
+            pytest.skip("needs the real data sets in OPTUNA_EXT_DATA")
+        words[words.index("--data-dir") + 1] = data
+    for option, value in SMALLER.items():
+        if option in words:
+            words[words.index(option) + 1] = value
+        elif option == "--trials" and "bench" not in command and "--designs" not in command:
+            words += [option, value]
+    (tmp_path / "my_training.py").write_text(
+        "def objective(trial):\n    return trial.suggest_float('x', 0, 1)\n"
+    )
+    run(sys.executable, *words[1:], cwd=tmp_path)
+
+
+def test_dashboard(tmp_path: Path) -> None:
+    (command,) = [c for c in COMMANDS if "optuna-dashboard" in c]
+    program, url = shlex.split(command)
+    (tmp_path / "runs").mkdir()
+    create = f"import optuna; optuna.create_study(study_name='readme', storage={url!r})"
+    run(sys.executable, "-c", create, cwd=tmp_path)
+    executable = shutil.which(Path(program).name, path=str(Path(sys.executable).parent))
+    assert executable
+    process = subprocess.Popen([executable, url, "--port", "18231"], cwd=tmp_path)
+    try:
+        for _ in range(100):
+            try:
+                with urllib.request.urlopen("http://127.0.0.1:18231/api/studies") as answer:
+                    assert b"readme" in answer.read()
+                break
+            except OSError:
+                process.poll()
+                assert process.returncode is None
+        else:
+            pytest.fail("the dashboard does not answer")
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def test_nothing_is_left_out() -> None:
+    known = ("make ", "python -m studies", ".venv/bin/optuna-dashboard ")
+    assert all(command.startswith(known) for command in COMMANDS)
+
+
+def test_table_of_samplers_is_complete() -> None:
+    import optuna_ext
+
+    for name in optuna_ext.__all__:
+        assert name in README
+
+
+def test_supported_versions_are_those_of_the_package() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert project["requires-python"].removeprefix(">=") in README
