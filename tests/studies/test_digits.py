@@ -63,6 +63,8 @@ def test_the_objectives_own_arguments_are_flags_and_checked(
     monkeypatch.chdir(tmp_path)
     assert boundaries.main(["--dataset", "7"]) == 2
     assert "7" in capsys.readouterr().err
+    assert boundaries.main(["--net", "other"]) == 2
+    assert "three-layer" in capsys.readouterr().err
     assert cats.main(["--protocol", "other"]) == 2
     assert "--protocol" in capsys.readouterr().err
     assert cats.main(["--amp"]) == 2
