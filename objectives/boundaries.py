@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from typing import Any
+from typing import Literal
 from typing import TYPE_CHECKING
 
 from optuna.distributions import BaseDistribution
@@ -43,7 +44,7 @@ def objective(
     trial: BaseTrial,
     *,
     dataset: int = 1,
-    net: str = "simple",
+    net: Literal["logistic", "simple", "three-layer"] = "simple",
     epochs: int = EPOCHS,
     device: str | torch.device = "auto",
     data_dir: str | os.PathLike[str] | None = None,

@@ -16,22 +16,13 @@ The size for a quick look, a few seconds on a CPU::
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 import sys
-from typing import Any
 
 from objectives import boundaries
 from studies._command import study_command
 
 
-def _data(arguments: Mapping[str, Any]) -> str:
-    from objectives.nets import boundary_net
-
-    boundary_net(arguments["net"])  # which refuses an unknown one before there is a study
-    return f"boundaries-{arguments['dataset']}"
-
-
-main = study_command(boundaries, data=_data)
+main = study_command(boundaries, data=lambda own: f"boundaries-{own['dataset']}")
 
 if __name__ == "__main__":
     sys.exit(main(None))
