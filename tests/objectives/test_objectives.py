@@ -169,7 +169,7 @@ def test_digits_ask_only_for_the_layers_there_are() -> None:
 @pytest.mark.parametrize(("net", "n"), [("logistic", 3), ("simple", 13), ("three-layer", 51)])
 def test_boundaries_have_three_sets_and_three_nets(dataset: int, net: str, n: int) -> None:
     trial = FixedTrial(objectives.boundaries.DEFAULTS)
-    accuracy = objectives.boundaries.objective(trial, dataset=dataset, net=net)
+    accuracy = objectives.boundaries.objective(trial, dataset=dataset, net=net)  # type: ignore[arg-type]
     assert trial.user_attrs["n_parameters"] == n
     assert trial.user_attrs["test_accuracy"] == pytest.approx(accuracy, abs=0.03)
     if dataset == 1:  # 1% of the classes are flipped, half of them to what they were
