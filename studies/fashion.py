@@ -2,7 +2,7 @@
 
 The first study of Dive into Deep Learning (section 19.1), with a validation split of its own.
 
-Eight epochs a trial, a second or so each on a CPU; data are downloaded when not in ``--data-dir``::
+Eight epochs take a second or so on a CPU; data are downloaded when not in ``--data-dir``::
 
     python -m studies.fashion --trials 8
 
