@@ -20,8 +20,8 @@ from typing import get_type_hints
 
 from rich.console import Console
 import typer
-from typer.exceptions import TyperException
 
+from studies._errors import SentenceCommand
 from studies._errors import UserError
 from studies._interrupt import Interrupt
 from studies._job import Job
@@ -103,26 +103,16 @@ def as_main(
     signature = inspect.Signature([*parameters, *option_parameters()])
     callback.__signature__ = signature  # type: ignore[attr-defined]
     app = typer.Typer(add_completion=False, rich_markup_mode="rich")
-    app.command(help=f"Run a study of {about or name}; the same command goes on with it.")(
-        callback
-    )
+    about = f"Run a study of {about or name}; the same command goes on with it."
+    app.command(help=about, cls=SentenceCommand)(callback)
     program = typer.main.get_command(app)
 
     def main(argv: Sequence[str] | None = None) -> int:
-        try:
-            code = program.main(
-                args=sys.argv[1:] if argv is None else list(argv),
-                prog_name=f"python -m studies.{name}",
-                standalone_mode=False,
-            )
-            return int(code or 0)
-        except TyperException as error:
-            message, code = error.format_message(), error.exit_code
-        except UserError as error:
-            message, code = str(error), 2
-        except (KeyboardInterrupt, typer.Abort):
-            message, code = "interrupted", 130
-        sys.stderr.write(f"error: {' '.join(message.split())}\n")
+        code: int = program.main(
+            args=sys.argv[1:] if argv is None else list(argv),
+            prog_name=f"python -m studies.{name}",
+            standalone_mode=False,
+        )
         return code
 
     return main

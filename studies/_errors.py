@@ -4,10 +4,35 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 import difflib
+import sys
+from typing import Any
+
+import typer
+from typer.core import TyperCommand
+from typer.exceptions import TyperException
 
 
 class UserError(Exception):
     """A mistake of the user: its message is the sentence the command line ends with (code 2)."""
+
+
+class SentenceCommand(TyperCommand):
+    """A command that ends a mistake with one sentence and an interrupt with code 130."""
+
+    def main(self, *args: Any, **kwargs: Any) -> int:
+        """Run the command; return its exit code, or exit with it in standalone mode."""
+        standalone_mode = kwargs.pop("standalone_mode", True)
+        try:
+            code = int(super().main(*args, standalone_mode=False, **kwargs) or 0)
+        except TyperException as error:
+            code = _say(error.format_message(), error.exit_code)
+        except UserError as error:
+            code = _say(str(error), 2)
+        except (KeyboardInterrupt, typer.Abort):
+            code = _say("interrupted", 130)
+        if standalone_mode:
+            sys.exit(code)
+        return code
 
 
 def unknown(kind: str, name: str, choices: Iterable[str]) -> UserError:
@@ -17,3 +42,8 @@ def unknown(kind: str, name: str, choices: Iterable[str]) -> UserError:
     hint = f"did you mean {near[0]!r}? " if near else ""
     listed = ", ".join(choices) if choices else "none"
     return UserError(f"unknown {kind} {name!r}: {hint}choose from {listed}")
+
+
+def _say(message: str, code: int) -> int:
+    sys.stderr.write(f"error: {' '.join(message.split())}\n")
+    return code

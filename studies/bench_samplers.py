@@ -42,6 +42,7 @@ import typer
 
 from objectives.space import suggest
 from optuna_ext.storage import sqlite
+from studies._errors import SentenceCommand
 from studies._errors import UserError
 from studies._numbers import parse_numbers
 from studies._race import named_sampler
@@ -101,7 +102,7 @@ class Cost:
 app = typer.Typer(add_completion=False)
 
 
-@app.command()
+@app.command(cls=SentenceCommand)
 def main(
     sampler: Annotated[
         list[str] | None,
@@ -119,19 +120,13 @@ def main(
 ) -> None:
     """Measure what a sampler adds to a trial that costs nothing, as the study grows."""
     samplers = sampler or list(_SAMPLERS)
-    try:
-        sizes = sorted(set(parse_numbers("--trials", trials, int)))
-        if sizes[0] < 1:
-            raise UserError(f"--trials must be at least 1, not {sizes[0]}")
-        for name in samplers:
-            named_sampler(name, None, seed=0, n_trials=sizes[-1])
-        with quiet():
-            costs = list(_costs(samplers, sizes, rounds=rounds, on_sqlite=on_sqlite))
-    except UserError as error:
-        typer.echo(f"Error: {error}", err=True)
-        raise typer.Exit(2) from error
-    except KeyboardInterrupt as interrupt:
-        raise typer.Exit(130) from interrupt
+    sizes = sorted(set(parse_numbers("--trials", trials, int)))
+    if sizes[0] < 1:
+        raise UserError(f"--trials must be at least 1, not {sizes[0]}")
+    for name in samplers:
+        named_sampler(name, None, seed=0, n_trials=sizes[-1])
+    with quiet():
+        costs = list(_costs(samplers, sizes, rounds=rounds, on_sqlite=on_sqlite))
     if json:
         typer.echo(dumps([asdict(cost) for cost in costs], indent=2))
     else:

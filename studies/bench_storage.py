@@ -30,6 +30,7 @@ from rich.table import Table
 import typer
 
 from optuna_ext.storage import sqlite
+from studies._errors import SentenceCommand
 
 
 _OPTUNA = 'storage="sqlite:///study.db"'
@@ -44,7 +45,7 @@ _STORAGES: Mapping[str, Callable[[Path], RDBStorage]] = {
 app = typer.Typer(add_completion=False)
 
 
-@app.command()
+@app.command(cls=SentenceCommand)
 def main(
     trials: Annotated[int, typer.Option(help="Trials of each study.", min=1)] = 100,
     rounds: Annotated[int, typer.Option(help="Studies per storage.", min=1)] = 5,
@@ -64,8 +65,6 @@ def main(
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
         seconds = _take_turns(trials=trials, rounds=rounds, directory=directory)
-    except KeyboardInterrupt as interrupt:
-        raise typer.Exit(130) from interrupt
     finally:
         optuna.logging.set_verbosity(verbosity)
     speedups = [

@@ -25,6 +25,7 @@ import typer
 from studies._catalog import parse_assignments
 from studies._designs import designs_figure
 from studies._designs import draw_designs
+from studies._errors import SentenceCommand
 from studies._errors import UserError
 from studies._figures import check_figure_path
 from studies._figures import curves_figure
@@ -51,7 +52,7 @@ from studies._standings import write_csv
 app = typer.Typer(add_completion=False)
 
 
-@app.command()
+@app.command(cls=SentenceCommand)
 def main(
     sampler: Annotated[
         list[str] | None,
@@ -96,34 +97,28 @@ def main(
     ] = False,
 ) -> None:
     """Compare samplers on the same instances of a problem, over many seeds."""
-    try:
-        if designs:
-            _designs(figure or _default_figure("designs"), seed=first_seed)
-            return
-        arguments = parse_assignments("--arg", arg or [])
-        race = Race(
-            on=on,
-            settings=Settings(dims, epochs, device, data_dir, arguments),
-            n_trials=trials,
-            parallel_trials=parallel_trials,
-        )
-        halves = sorted({max(1, trials // 4), max(1, trials // 2)})
-        _compare(
-            race,
-            sampler or ["random", "sobol", "tpe"],
-            range(first_seed, first_seed + seeds),
-            workers=workers,
-            at=halves if at is None else parse_numbers("--at", at, int),
-            targets=None if targets is None else parse_numbers("--targets", targets, float),
-            figure=figure,
-            csv=csv,
-            print_json=json,
-        )
-    except UserError as error:
-        typer.echo(f"Error: {error}", err=True)
-        raise typer.Exit(2) from error
-    except KeyboardInterrupt as interrupt:
-        raise typer.Exit(130) from interrupt
+    if designs:
+        _designs(figure or _default_figure("designs"), seed=first_seed)
+        return
+    arguments = parse_assignments("--arg", arg or [])
+    race = Race(
+        on=on,
+        settings=Settings(dims, epochs, device, data_dir, arguments),
+        n_trials=trials,
+        parallel_trials=parallel_trials,
+    )
+    halves = sorted({max(1, trials // 4), max(1, trials // 2)})
+    _compare(
+        race,
+        sampler or ["random", "sobol", "tpe"],
+        range(first_seed, first_seed + seeds),
+        workers=workers,
+        at=halves if at is None else parse_numbers("--at", at, int),
+        targets=None if targets is None else parse_numbers("--targets", targets, float),
+        figure=figure,
+        csv=csv,
+        print_json=json,
+    )
 
 
 def _compare(
