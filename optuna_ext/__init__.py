@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 
 if TYPE_CHECKING:
+    from optuna_ext.samplers import EvolutionarySampler as EvolutionarySampler
     from optuna_ext.samplers import HaltonSampler as HaltonSampler
     from optuna_ext.samplers import HammersleySampler as HammersleySampler
     from optuna_ext.samplers import LatinHypercubeSampler as LatinHypercubeSampler
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "EvolutionarySampler": "optuna_ext.samplers",
     "HaltonSampler": "optuna_ext.samplers",
     "HammersleySampler": "optuna_ext.samplers",
     "LatinHypercubeSampler": "optuna_ext.samplers",

@@ -5,6 +5,7 @@ Everything is minimized.
 """
 
 from optuna_ext.moves.history import History
+from optuna_ext.moves.variation import Mutation
 
 
-__all__ = ["History"]
+__all__ = ["History", "Mutation"]

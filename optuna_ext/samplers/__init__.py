@@ -1,3 +1,4 @@
+from optuna_ext.samplers._evolutionary import EvolutionarySampler
 from optuna_ext.samplers._halton import HaltonSampler
 from optuna_ext.samplers._hammersley import HammersleySampler
 from optuna_ext.samplers._latin_hypercube import LatinHypercubeSampler
@@ -7,6 +8,7 @@ from optuna_ext.samplers._warmup import WarmupSampler
 
 
 __all__ = [
+    "EvolutionarySampler",
     "HaltonSampler",
     "HammersleySampler",
     "LatinHypercubeSampler",

@@ -44,3 +44,17 @@ def set_trial_user_attr(study: Study, trial: FrozenTrial, key: str, value: Any) 
 def seed_from_name(study: Study) -> int:
     """Return a 64-bit seed that every worker on the study agrees on without talking."""
     return int.from_bytes(hashlib.sha256(study.study_name.encode()).digest()[:8], "little")
+
+
+class _SingleObjective:
+    """Stands in for the study in Optuna's crossovers.
+
+    All they ask is whether there are several objectives, which a bracket's view of the study
+    under ``HyperbandPruner`` would not answer.
+    """
+
+    def _is_multi_objective(self) -> bool:
+        return False
+
+
+SINGLE_OBJECTIVE: Any = _SingleObjective()

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import math
 from typing import TYPE_CHECKING
 
@@ -118,10 +119,7 @@ class TrialTable:
             ),
             pending_numbers=np.array(pending, dtype=np.int64),
             n_values=space.n_values,
-            ordered=tuple(
-                not isinstance(space.distributions[name], CategoricalDistribution)
-                for name in space.names
-            ),
+            ordered=tuple(is_ordered(space.distributions[name]) for name in space.names),
         )
 
     def is_planned(self, plan: dict[str, float], *, exclude: int) -> bool:
@@ -176,6 +174,17 @@ class TrialTable:
             if math.isnan(row[column]):
                 row[column] = plan.get(name, math.nan)
         return row
+
+
+def is_ordered(distribution: BaseDistribution) -> bool:
+    """Tell whether neighboring values are alike: numbers, also as choices that rise or fall."""
+    if not isinstance(distribution, CategoricalDistribution):
+        return True
+    choices = distribution.choices
+    if not all(isinstance(c, int | float) and not isinstance(c, bool) for c in choices):
+        return False
+    pairs = list(itertools.pairwise(choices))
+    return all(a < b for a, b in pairs) or all(a > b for a, b in pairs)  # type: ignore[operator]
 
 
 def encode(space: UnitSpace, params: dict[str, Any]) -> np.ndarray:
