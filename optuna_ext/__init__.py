@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from optuna_ext.samplers import HaltonSampler as HaltonSampler
     from optuna_ext.samplers import HammersleySampler as HammersleySampler
     from optuna_ext.samplers import LatinHypercubeSampler as LatinHypercubeSampler
+    from optuna_ext.samplers import NelderMeadSampler as NelderMeadSampler
+    from optuna_ext.samplers import ParticleSwarmSampler as ParticleSwarmSampler
     from optuna_ext.samplers import PoissonDiskSampler as PoissonDiskSampler
     from optuna_ext.samplers import SobolSampler as SobolSampler
     from optuna_ext.samplers import WarmupSampler as WarmupSampler
@@ -29,6 +31,8 @@ _HOMES = {
     "HaltonSampler": "optuna_ext.samplers",
     "HammersleySampler": "optuna_ext.samplers",
     "LatinHypercubeSampler": "optuna_ext.samplers",
+    "NelderMeadSampler": "optuna_ext.samplers",
+    "ParticleSwarmSampler": "optuna_ext.samplers",
     "PoissonDiskSampler": "optuna_ext.samplers",
     "SobolSampler": "optuna_ext.samplers",
     "UnitSpace": "optuna_ext.space",
