@@ -15,7 +15,11 @@ Example:
 torch is imported when an objective is first called, so reading a ``SPACE`` costs nothing.
 """
 
+from objectives import boundaries
+from objectives import cats
 from objectives import digits
+from objectives import fashion
+from objectives import mnist
 
 
-__all__ = ["digits"]
+__all__ = ["boundaries", "cats", "digits", "fashion", "mnist"]

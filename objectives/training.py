@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import logging
 import math
 import statistics
-import threading
 import time
 from typing import Literal
 
@@ -21,11 +20,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from objectives.data import Data
+from objectives.nets import seeded
 
 
 _logger = logging.getLogger(__name__)
-_initializing = threading.Lock()  # torch's layers draw their weights from one global generator
-
 _ROWS_AT_ONCE = 2048  # rows evaluated at once, which bounds the memory of the activations
 
 
@@ -43,12 +41,19 @@ class Recipe:
             Rows per step; the last batch of a pass may be shorter. ``None`` means all rows.
         passes_per_epoch:
             How often an epoch goes through the rows; full-batch methods need many.
+        n_parameters:
+            To be recorded if it is not what the network has, because it was built in other
+            coordinates.
+
+    Raises:
+        ValueError: If ``batch_size`` is below 1.
     """
 
     model: Callable[[torch.Generator], nn.Module]
     optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
     batch_size: int | None
     passes_per_epoch: int = 1
+    n_parameters: int | None = None
 
     def __post_init__(self) -> None:
         if self.batch_size is not None and self.batch_size < 1:
@@ -90,7 +95,7 @@ def fit(
 
     A loss that is no longer finite, or memory that runs out, ends this trial and not the study:
     the value is NaN, which Optuna records as a failed trial, and the user attribute ``reason``
-    says why. The other user attributes are ``device``, ``n_parameters``, ``epochs`` (trained),
+    says why. The other user attributes are ``device``, ``n_parameters``, ``epochs`` (begun),
     ``train_seconds`` and, after the last epoch, ``train_loss``, ``valid_loss`` and
     ``test_accuracy`` or ``test_error``. No value depends on the test rows.
 
@@ -126,12 +131,13 @@ def fit(
         raise ValueError(f"epochs must be at least 1, but it is {epochs}.")
     where = resolve_device(device)
     trial.set_user_attr("device", str(where))
+    runs: list[Run] = []
     try:
-        runs = (
-            _Run(recipe, part, device=where, seed=seed, amp=amp, compile=compile)
+        runs += (
+            Run(recipe, part, device=where, seed=seed, amp=amp, compile=compile)
             for part in data(where)
         )
-        return _train(trial, list(runs), epochs=epochs, metric=metric)
+        return _train(trial, runs, epochs=epochs, metric=metric)
     except _DivergedError as error:
         reason = str(error)
     except (RuntimeError, MemoryError) as error:
@@ -139,6 +145,7 @@ def fit(
             raise
         reason = f"out of memory on {where}: {str(error).partition(chr(10))[0]}"
     finally:
+        runs.clear()  # the traceback of a pruned trial would keep them
         _release_memory(where, compiled=compile)
     trial.set_user_attr("reason", reason)
     _logger.warning("Trial %d fails: %s", trial.number, reason)
@@ -151,12 +158,12 @@ class _DivergedError(Exception):
 
 def _train(
     trial: BaseTrial,
-    runs: Sequence[_Run],
+    runs: Sequence[Run],
     *,
     epochs: int,
     metric: Literal["accuracy", "error"],
 ) -> float:
-    trial.set_user_attr("n_parameters", sum(p.numel() for p in runs[0].model.parameters()))
+    trial.set_user_attr("n_parameters", runs[0].n_parameters)
     prunable = not (isinstance(trial, optuna.Trial) and len(trial.study.directions) > 1)
     started = time.perf_counter()
     epoch = 0
@@ -183,8 +190,23 @@ def _train(
     return _value(valid, metric)
 
 
-class _Run:
-    """A network in training on one data set."""
+class Run:
+    """A network in training on one data set.
+
+    Args:
+        recipe:
+            What to train.
+        data:
+            The data, on ``device``.
+        device:
+            Where to train.
+        seed:
+            As for :func:`fit`.
+        amp:
+            As for :func:`fit`.
+        compile:
+            As for :func:`fit`.
+    """
 
     def __init__(
         self,
@@ -192,25 +214,29 @@ class _Run:
         data: Data,
         *,
         device: torch.device,
-        seed: int,
-        amp: bool,
-        compile: bool,
+        seed: int = 0,
+        amp: bool = False,
+        compile: bool = False,
     ) -> None:
         self.data = data
         self.recipe = recipe
         self.generator = torch.Generator(device).manual_seed(seed)
-        with _initializing, torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)  # on the CPU: equal weights on every device
+        with seeded(seed):  # on the CPU: equal first weights on every device
             self.model = recipe.model(self.generator)
         self.model.to(device)
         self.optimizer = recipe.optimizer(self.model.parameters())
         self.forward = torch.compile(self.model) if compile else self.model
         self.autocast = torch.autocast(device.type, dtype=torch.bfloat16, enabled=amp)
 
+    @property
+    def n_parameters(self) -> int:
+        """The number of weights and biases."""
+        return self.recipe.n_parameters or sum(p.numel() for p in self.model.parameters())
+
     def train_epoch(self) -> float:
         """Go through the training rows; return the mean loss of the steps."""
         self.model.train()
-        total = torch.zeros((), device=self.data.train_x.device)
+        total = self.data.train_x.new_zeros(())
         steps = 0
         for _ in range(self.recipe.passes_per_epoch):
             for x, y in self._batches():
@@ -234,12 +260,12 @@ class _Run:
             yield x[rows], y[rows]
 
     @torch.no_grad()
-    def evaluate(self, part: Literal["valid", "test"]) -> Evaluation:
+    def evaluate(self, part: Literal["train", "valid", "test"]) -> Evaluation:
         """Measure the network; every row weighs the same, however the rows are split."""
         self.model.eval()
         x, y = getattr(self.data, f"{part}_x"), getattr(self.data, f"{part}_y")
-        loss = torch.zeros((), device=x.device)
-        correct = torch.zeros((), device=x.device, dtype=torch.int64)
+        loss = x.new_zeros(())
+        correct = y.new_zeros(())
         for rows, classes in zip(x.split(_ROWS_AT_ONCE), y.split(_ROWS_AT_ONCE), strict=True):
             with self.autocast:
                 outputs = self.forward(rows)
@@ -290,7 +316,7 @@ def resolve_device(device: str | torch.device = "auto") -> torch.device:
         name = "cuda:0"
     if name not in present:
         raise ValueError(
-            f"device={name!r} is not on this machine; choose auto or one of {present}."
+            f"device must be one of {['auto', *present]} on this machine, but it is {name!r}."
         )
     return torch.device(name)
 

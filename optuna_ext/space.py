@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from collections.abc import Sequence
 
+    from numpy.typing import NDArray
     from optuna.distributions import BaseDistribution
 
 _LAST = math.nextafter(1.0, 0.0)  # the largest u
@@ -62,6 +63,8 @@ def from_unit(distribution: BaseDistribution, u: float) -> Any:
         low, high = distribution.low, distribution.high
         if distribution.log:
             log_low, log_high = math.log(low), math.log(high)
+            if log_high == math.inf:
+                _check_finite(distribution)
             return min(max(math.exp(log_low + u * (log_high - log_low)), low), high)
         span = high - low
         if span < math.inf:
@@ -205,7 +208,7 @@ class UnitSpace:
                 count = n_values(distribution)
             except (TypeError, ValueError) as error:
                 raise _named(name, error) from error
-            if count == 1:
+            if distribution.single():
                 self._constants[name] = from_unit(distribution, 0.0)
             else:
                 columns[name] = count
@@ -216,7 +219,7 @@ class UnitSpace:
     def __len__(self) -> int:
         return self.n_dims
 
-    def to_params(self, row: Sequence[float] | np.ndarray) -> dict[str, Any]:
+    def to_params(self, row: Sequence[float] | NDArray[np.float64]) -> dict[str, Any]:
         """Return the parameters at one row.
 
         Args:
@@ -245,7 +248,7 @@ class UnitSpace:
                 raise _named(name, error) from error
         return params
 
-    def to_row(self, params: Mapping[str, Any]) -> np.ndarray:
+    def to_row(self, params: Mapping[str, Any]) -> NDArray[np.float64]:
         """Return the row of the given parameters.
 
         Args:

@@ -72,7 +72,7 @@ class Files:
 
         if self.url is None:
             raise DataNotFoundError(
-                f"{name} may not be downloaded from anywhere: {self._advice()}"
+                f"There is no {name} on this machine and nobody may hand it out: {self._advice()}"
             )
         try:
             return Path(

@@ -14,12 +14,17 @@ import threading
 from typing import Any
 from typing import get_args
 from typing import Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from optuna_ext.points._checks import check_int
+from optuna_ext._checks import check_int
 from optuna_ext.points._checks import generator
 from optuna_ext.points._checks import MAX_ROWS
+
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 
 SequenceKind = Literal["sobol", "halton"]
@@ -32,6 +37,7 @@ _FIRST_TIER = 8  # columns
 _FIRST_BLOCK = 16  # rows; small, so that the first trial of a study does not wait
 _LARGEST_BLOCK = 1024
 _CACHED_BLOCKS = 64
+_SKIPPED_AT_ONCE = 2**16  # rows
 
 
 class PointSequence:
@@ -67,7 +73,7 @@ class PointSequence:
         self.seed = check_int("seed", seed)
         self.scramble = scramble
         self._tiers: dict[int, _Tier] = {}
-        self._blocks: dict[tuple[int, int], np.ndarray] = {}
+        self._blocks: dict[tuple[int, int], NDArray[np.float64]] = {}
         self._lock = threading.Lock()
 
     def value(self, index: int, column: int) -> float:
@@ -83,18 +89,19 @@ class PointSequence:
         Raises:
             ValueError: If the row or column is out of range.
         """
+        if not (0 <= index < MAX_ROWS and 0 <= column < MAX_COLUMNS[self.kind]):
+            check_int("index", index, high=MAX_ROWS - 1)
+            check_int("column", column, high=MAX_COLUMNS[self.kind] - 1)
         tier = _tier_of(column)
         size = min(1 << (max(index, _FIRST_BLOCK).bit_length() - 1), _block_limit(tier))
         start = index - index % size
         # Reading a dict needs no lock; making a block does.
         block = self._blocks.get((tier, start))
         if block is None:
-            check_int("index", index, high=MAX_ROWS - 1)
-            check_int("column", column, high=MAX_COLUMNS[self.kind] - 1)
             block = self._make_block(tier, start, size)
-        return block.item(index - start, column - _first_column(tier))  # type: ignore[no-any-return]
+        return block.item(index - start, column - _first_column(tier))
 
-    def row(self, index: int, d: int) -> np.ndarray:
+    def row(self, index: int, d: int) -> NDArray[np.float64]:
         """Return the first ``d`` coordinates of one row.
 
         Args:
@@ -107,15 +114,17 @@ class PointSequence:
         Raises:
             ValueError: If the row or the number of columns is out of range.
         """
-        return np.array([self.value(index, column) for column in range(d)])
+        return np.array([self.value(index, column) for column in range(check_int("d", d))])
 
-    def _make_block(self, tier: int, start: int, size: int) -> np.ndarray:
+    def _make_block(self, tier: int, start: int, size: int) -> NDArray[np.float64]:
         with self._lock:
             block = self._blocks.get((tier, start))
             if block is None:
-                if tier not in self._tiers:
-                    self._tiers[tier] = _Tier(self.kind, tier, self.seed, self.scramble)
-                block = self._tiers[tier].rows(start, size)
+                # Out of the dict meanwhile: Ctrl-C may leave an engine between two rows.
+                columns = self._tiers.pop(tier, None)
+                columns = columns or _Tier(self.kind, tier, self.seed, self.scramble)
+                block = columns.rows(start, size)
+                self._tiers[tier] = columns
                 if len(self._blocks) >= _CACHED_BLOCKS:
                     del self._blocks[next(iter(self._blocks))]
                 self._blocks[tier, start] = block
@@ -130,7 +139,7 @@ class PointSequence:
 
 def sequence_rows(
     kind: SequenceKind, n: int, d: int, *, seed: int, start: int, scramble: bool
-) -> np.ndarray:
+) -> NDArray[np.float64]:
     """Return rows ``start .. start + n - 1`` as an array of shape ``(n, d)``."""
     start = check_int("start", start, high=MAX_ROWS)
     n = check_int("n", n, high=MAX_ROWS - start)
@@ -156,14 +165,16 @@ class _Tier:
         self._first_column = _first_column(tier)
         self._next = 0
 
-    def rows(self, start: int, n: int) -> np.ndarray:
+    def rows(self, start: int, n: int) -> NDArray[np.float64]:
         """Return ``n >= 1`` rows from ``start`` on; cheap where the last call ended."""
         if start < self._next:
             self._engine.reset()
             self._next = 0
-        if start > self._next:
-            self._engine.fast_forward(start - self._next)
-        self._next = start + n
+        while self._next < start:  # in pieces: a Halton engine makes the rows that it skips
+            skipped = min(start - self._next, _SKIPPED_AT_ONCE)
+            self._engine.fast_forward(skipped)
+            self._next += skipped
+        self._next += n
         # A Sobol engine warns if its first draw is not a power of 2. One row is.
         first = self._engine.random(1)
         rows = np.concatenate([first, self._engine.random(n - 1)]) if n > 1 else first
@@ -171,7 +182,7 @@ class _Tier:
 
 
 def _tier_of(column: int) -> int:
-    return max(0, (column // _FIRST_TIER).bit_length())
+    return (column // _FIRST_TIER).bit_length()
 
 
 def _first_column(tier: int) -> int:

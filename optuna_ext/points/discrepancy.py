@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 
-def centered_l2(rows: np.ndarray) -> float:
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+def centered_l2(rows: NDArray[np.float64]) -> float:
     """Return the centered L2 discrepancy of rows, squared, as scipy does.
 
     Smaller is more even. It compares, for boxes between each point of the cube and its nearest
@@ -34,7 +39,7 @@ def centered_l2(rows: np.ndarray) -> float:
     return float(qmc.discrepancy(_checked(rows), method="CD"))
 
 
-def max_gap_1d(rows: np.ndarray) -> float:
+def max_gap_1d(rows: NDArray[np.float64]) -> float:
     """Return the widest part of any axis without a row, the parts at its two ends included.
 
     Args:
@@ -54,7 +59,7 @@ def max_gap_1d(rows: np.ndarray) -> float:
     return float(np.diff(marks, axis=0).max())
 
 
-def min_distance(rows: np.ndarray, *, toroidal: bool = False) -> float:
+def min_distance(rows: NDArray[np.float64], *, toroidal: bool = False) -> float:
     """Return the distance of the two nearest rows.
 
     Args:
@@ -82,7 +87,7 @@ def min_distance(rows: np.ndarray, *, toroidal: bool = False) -> float:
     return float(distances[:, 1].min())
 
 
-def _checked(rows: np.ndarray) -> np.ndarray:
+def _checked(rows: NDArray[np.float64]) -> NDArray[np.float64]:
     rows = np.asarray(rows, dtype=float)
     if rows.ndim != 2 or 0 in rows.shape:
         raise ValueError(f"`rows` must have a shape (n, d) without 0, but got {rows.shape}.")

@@ -9,9 +9,12 @@ from optuna_ext.points._sequence import sequence_rows
 
 if TYPE_CHECKING:
     import numpy as np
+    from numpy.typing import NDArray
 
 
-def halton(n: int, d: int, *, seed: int, start: int = 0, scramble: bool = True) -> np.ndarray:
+def halton(
+    n: int, d: int, *, seed: int, start: int = 0, scramble: bool = True
+) -> NDArray[np.float64]:
     """Return rows ``start .. start + n - 1`` of a Halton sequence.
 
     Column ``j`` is the van der Corput sequence in the ``j``-th prime as base ``b``: any ``b**m``
@@ -25,7 +28,8 @@ def halton(n: int, d: int, *, seed: int, start: int = 0, scramble: bool = True) 
         d: Number of columns, ``0 <= d <= 1024``. Beyond about 20 columns the bases are larger
             than most studies are long; prefer Sobol there.
         seed: Seed of the scramble, a non-negative integer of any size.
-        start: Index of the first row; ``halton(n, d, start=k)`` continues ``halton(k, d)``.
+        start: Index of the first row; ``halton(n, d, start=k)`` continues ``halton(k, d)``. Time
+            grows with it; for single rows see :class:`~optuna_ext.points.PointSequence`.
         scramble: Whether to permute the digits at random (Owen, 2017). The unscrambled sequence
             starts at the cube's corner, and its later columns follow each other.
 

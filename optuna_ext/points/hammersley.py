@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 
-from optuna_ext.points._checks import check_int
+from optuna_ext._checks import check_int
 from optuna_ext.points._checks import generator
 from optuna_ext.points._checks import MAX_ROWS
 from optuna_ext.points._sequence import MAX_COLUMNS
 from optuna_ext.points.halton import halton
 
 
-def hammersley(n: int, d: int, *, seed: int, scramble: bool = True) -> np.ndarray:
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+def hammersley(n: int, d: int, *, seed: int, scramble: bool = True) -> NDArray[np.float64]:
     """Return the Hammersley set of ``n`` points: a grid beside a Halton sequence.
 
     The first column is ``(i + 1/2) / n``, the others are the Halton columns ``0 .. d - 2``. To

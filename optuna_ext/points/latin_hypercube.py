@@ -5,13 +5,18 @@ from __future__ import annotations
 import math
 from typing import get_args
 from typing import Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from optuna_ext.points._checks import check_int
+from optuna_ext._checks import check_int
 from optuna_ext.points._checks import generator
 from optuna_ext.points._checks import LAST
 from optuna_ext.points._checks import MAX_ROWS
+
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 
 LatinHypercubeKind = Literal["plain", "centered", "random-cd", "strength-2"]
@@ -19,7 +24,7 @@ LatinHypercubeKind = Literal["plain", "centered", "random-cd", "strength-2"]
 
 def latin_hypercube(
     n: int, d: int, *, seed: int, kind: LatinHypercubeKind = "plain"
-) -> np.ndarray:
+) -> NDArray[np.float64]:
     """Return a Latin hypercube sample: one row in each of the ``n`` equal parts of every axis.
 
     The rows are in random order. With every kind but ``"random-cd"`` a wider sample of the same
@@ -56,51 +61,68 @@ def latin_hypercube(
         >>> sorted(rows[:, 1].tolist())
         [0.125, 0.375, 0.625, 0.875]
     """
-    n = check_int("n", n, high=MAX_ROWS)
-    d = check_int("d", d)
+    check_latin_hypercube(n, d, kind=kind)
     check_int("seed", seed)
-    if kind == "plain" or kind == "centered":
-        columns = [_column(n, seed, j, centered=kind == "centered") for j in range(d)]
-        return np.array(columns).reshape(d, n).T.copy()
-    if kind == "random-cd":
+    if kind == "random-cd" and n > 1 and d > 1:  # else there is nothing to exchange
         return _random_cd(n, d, seed)
     if kind == "strength-2":
         return _strength_2(n, d, seed)
-    raise ValueError(f"`kind` must be one of {get_args(LatinHypercubeKind)}, but got {kind!r}.")
+    columns = [_column(n, seed, j, centered=kind == "centered") for j in range(d)]
+    return np.array(columns).reshape(d, n).T.copy()
 
 
-def _column(n: int, seed: int, column: int, *, centered: bool) -> np.ndarray:
+def check_latin_hypercube(n: int, d: int, *, kind: LatinHypercubeKind) -> None:
+    """Raise what :func:`latin_hypercube` would raise, without the work.
+
+    Args:
+        n: Number of rows.
+        d: Number of columns.
+        kind: Kind of the sample.
+
+    Raises:
+        ValueError: If ``n`` or ``d`` is out of range, if ``kind`` is unknown, or if there is no
+            sample of strength 2 of this size.
+        TypeError: If ``n`` or ``d`` is not an integer.
+    """
+    kinds = get_args(LatinHypercubeKind)
+    if kind not in kinds:
+        raise ValueError(f"`kind` must be one of {kinds}, but got {kind!r}.")
+    n = check_int("n", n, high=MAX_ROWS)
+    d = check_int("d", d)
+    if kind == "strength-2":
+        p = math.isqrt(n)
+        if p * p != n or not _is_prime(p):
+            raise ValueError(
+                "`n` must be the square of a prime for a sample of strength 2, such as "
+                f"{_nearest_prime_squares(n)}, but got {n}."
+            )
+        if d > p + 1:
+            raise ValueError(f"`d` must be at most {p + 1} at strength 2 and {n=}, but got {d}.")
+
+
+def _column(n: int, seed: int, column: int, *, centered: bool) -> NDArray[np.float64]:
     rng = generator(seed, "latin_hypercube", column)
     stratum = rng.permutation(n)
     # Places that are multiples of 2**-32, plus a half: no rounding moves a point over the edge.
     place = 0.5 if centered else (rng.integers(2**32, size=n) + 0.5) / 2**32
-    rows: np.ndarray = (stratum + place) / n
+    rows: NDArray[np.float64] = (stratum + place) / n
     return rows
 
 
-def _random_cd(n: int, d: int, seed: int) -> np.ndarray:
-    if n < 2 or d < 2:
-        return latin_hypercube(n, d, seed=seed)  # there is nothing to exchange
+def _random_cd(n: int, d: int, seed: int) -> NDArray[np.float64]:
     from scipy.stats import qmc
 
     rng = generator(seed, "latin_hypercube", "random-cd")
-    rows: np.ndarray = qmc.LatinHypercube(d, optimization="random-cd", rng=rng).random(n)
+    rows: NDArray[np.float64] = qmc.LatinHypercube(d, optimization="random-cd", rng=rng).random(n)
     return rows.clip(max=LAST)  # scipy's interval is (0, 1]
 
 
-def _strength_2(n: int, d: int, seed: int) -> np.ndarray:
-    p = math.isqrt(n)
-    if p * p != n or not _is_prime(p):
-        raise ValueError(
-            "`n` must be the square of a prime for a sample of strength 2, such as "
-            f"{_nearest_prime_squares(n)}, but got {n}."
-        )
-    check_int("d", d, high=p + 1)
+def _strength_2(n: int, d: int, seed: int) -> NDArray[np.float64]:
     from scipy.stats import qmc
 
     rng = generator(seed, "latin_hypercube", "strength-2")
     # scipy makes all p + 1 columns whatever d is, in the order of the orthogonal array.
-    rows: np.ndarray = qmc.LatinHypercube(d, strength=2, rng=rng).random(n)
+    rows: NDArray[np.float64] = qmc.LatinHypercube(d, strength=2, rng=rng).random(n)
     order = generator(seed, "latin_hypercube", "order").permutation(n)
     return rows.clip(max=LAST)[order]
 

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from optuna_ext.points._checks import check_int
+from optuna_ext._checks import check_int
 from optuna_ext.points._checks import generator
 from optuna_ext.points._sequence import MAX_COLUMNS
 from optuna_ext.points.sobol import sobol
+
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 
 _MAX_POINTS = 10_000
@@ -20,7 +25,7 @@ _SATURATION = 64  # candidates for each point before a declared radius counts as
 
 def poisson_disk(
     d: int, *, n: int | None = None, radius: float | None = None, seed: int
-) -> np.ndarray:
+) -> NDArray[np.float64]:
     """Return rows that keep a distance from each other and have no other order: blue noise.
 
     Candidates come from a scrambled Sobol sequence, and each is taken if it is not nearer than
@@ -55,27 +60,40 @@ def poisson_disk(
         >>> min_distance(rows, toroidal=True) >= 0.2
         True
     """
-    d = check_int("d", d, high=MAX_COLUMNS["sobol"])
+    check_poisson_disk(d, n=n, radius=radius)
     check_int("seed", seed)
-    if (n is None) == (radius is None):
-        raise ValueError(f"Either `n` or `radius` must be given, but got {n=} and {radius=}.")
     if n is not None:
-        n = check_int("n", n, high=_MAX_POINTS)
         rows = _of_number(n, d, seed) if n and d else np.empty((n, d))
-    else:
-        rows = _of_radius(_check_radius(radius, d), d, seed) if d else np.empty((1, 0))
+    elif radius is not None:
+        rows = _of_radius(radius, d, seed) if d else np.empty((1, 0))
     rows[1:] = generator(seed, "poisson_disk").permutation(rows[1:])
     return rows
 
 
-def _check_radius(radius: float | None, d: int) -> float:
-    radius = float(radius or 0.0)
-    if not 0.0 < radius < math.inf:
-        raise ValueError(f"`radius` must be positive and finite, but got {radius}.")
-    # The balls around the rows of a filled cube cover it, so there are at least 1 / volume rows.
-    if d and -(_log_unit_ball(d) + d * math.log(radius)) > math.log(_MAX_POINTS):
-        raise _too_small(radius, d)
-    return radius
+def check_poisson_disk(d: int, *, n: int | None, radius: float | None) -> None:
+    """Raise what :func:`poisson_disk` would raise, without the work.
+
+    Args:
+        d: Number of columns; with 0 the radius may be as small as it likes.
+        n: Number of rows.
+        radius: Smallest distance.
+
+    Raises:
+        ValueError: If an argument is out of range, or not exactly one of ``n`` and ``radius`` is
+            given.
+        TypeError: If ``d`` or ``n`` is not an integer.
+    """
+    check_int("d", d, high=MAX_COLUMNS["sobol"])
+    if (n is None) == (radius is None):
+        raise ValueError(f"Either `n` or `radius` must be given, but got {n=} and {radius=}.")
+    if n is not None:
+        check_int("n", n, high=_MAX_POINTS)
+    if radius is not None:
+        if not 0.0 < radius < math.inf:
+            raise ValueError(f"`radius` must be positive and finite, but got {radius}.")
+        # The balls around the rows of a filled cube cover it: there are at least 1 / volume rows.
+        if d and -(_log_unit_ball(d) + d * math.log(radius)) > math.log(_MAX_POINTS):
+            raise _too_small(radius, d)
 
 
 def _too_small(radius: float, d: int) -> ValueError:
@@ -90,7 +108,7 @@ def _log_unit_ball(d: int) -> float:
     return d / 2 * math.log(math.pi) - math.lgamma(d / 2 + 1)
 
 
-def _of_number(n: int, d: int, seed: int) -> np.ndarray:
+def _of_number(n: int, d: int, seed: int) -> NDArray[np.float64]:
     candidates = sobol(_CANDIDATES * n, d, seed=seed)
     # Balls of half the distance do not overlap, and no two points of the torus are farther apart
     # than its half diagonal.
@@ -107,7 +125,7 @@ def _of_number(n: int, d: int, seed: int) -> np.ndarray:
     return rows
 
 
-def _of_radius(radius: float, d: int, seed: int) -> np.ndarray:
+def _of_radius(radius: float, d: int, seed: int) -> NDArray[np.float64]:
     from scipy.spatial import KDTree
 
     rows = _throw(sobol(1, d, seed=seed), radius, 1)
@@ -122,7 +140,7 @@ def _of_radius(radius: float, d: int, seed: int) -> np.ndarray:
     return rows
 
 
-def _throw(candidates: np.ndarray, radius: float, limit: int) -> np.ndarray:
+def _throw(candidates: NDArray[np.float64], radius: float, limit: int) -> NDArray[np.float64]:
     """Return, in order, the candidates that are not within ``radius`` of one taken before."""
     from scipy.spatial import KDTree
 
@@ -135,5 +153,5 @@ def _throw(candidates: np.ndarray, radius: float, limit: int) -> np.ndarray:
             if len(taken) == limit:
                 break
             free[tree.query_ball_point(candidates[i], radius)] = False
-    rows: np.ndarray = candidates[taken]
+    rows: NDArray[np.float64] = candidates[taken]
     return rows

@@ -9,9 +9,12 @@ from optuna_ext.points._sequence import sequence_rows
 
 if TYPE_CHECKING:
     import numpy as np
+    from numpy.typing import NDArray
 
 
-def sobol(n: int, d: int, *, seed: int, start: int = 0, scramble: bool = True) -> np.ndarray:
+def sobol(
+    n: int, d: int, *, seed: int, start: int = 0, scramble: bool = True
+) -> NDArray[np.float64]:
     """Return rows ``start .. start + n - 1`` of a Sobol sequence.
 
     Any ``2**m`` rows that start at a multiple of ``2**m`` are perfectly balanced: each of the
@@ -22,7 +25,8 @@ def sobol(n: int, d: int, *, seed: int, start: int = 0, scramble: bool = True) -
         n: Number of rows, with ``0 <= start + n <= 2**30``.
         d: Number of columns, ``0 <= d <= 21201``.
         seed: Seed of the scramble, a non-negative integer of any size.
-        start: Index of the first row; ``sobol(n, d, start=k)`` continues ``sobol(k, d)``.
+        start: Index of the first row; ``sobol(n, d, start=k)`` continues ``sobol(k, d)``. Time
+            grows with it; for single rows see :class:`~optuna_ext.points.PointSequence`.
         scramble: Whether to scramble: a random lower triangular matrix and a digital shift for
             every column (Matousek, 1998). The unscrambled sequence starts at the cube's corner.
 

@@ -6,10 +6,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from optuna.samplers import BaseSampler
-from optuna.storages import RetryHeartbeatStaleTrialCallback
 
+from optuna_ext._checks import check_int
 from optuna_ext.points import PointSequence
-from optuna_ext.points._checks import check_int
 from optuna_ext.samplers import _host
 from optuna_ext.samplers._columns import ColumnMap
 from optuna_ext.space import from_unit
@@ -91,7 +90,7 @@ class DesignSampler(BaseSampler, abc.ABC):
     def before_trial(self, study: Study, trial: FrozenTrial) -> None:
         # A trial retried after its worker died keeps what it had suggested; the rest of its
         # parameters must come from the row it had then.
-        original = RetryHeartbeatStaleTrialCallback.retried_trial_number(trial)
+        original = _host.retried_number(trial)
         if original is not None:
             self._other_rows[study.study_name, trial.number] = original - self._first_trial
 

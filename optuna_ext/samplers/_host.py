@@ -46,6 +46,21 @@ def seed_from_name(study: Study) -> int:
     return int.from_bytes(hashlib.sha256(study.study_name.encode()).digest()[:8], "little")
 
 
+def is_enqueued(trial: FrozenTrial) -> bool:
+    """Return whether parameters were given to the trial by ``Study.enqueue_trial``."""
+    return "fixed_params" in trial.system_attrs
+
+
+def retried_number(trial: FrozenTrial) -> int | None:
+    """Return the number of the stale trial that this one repeats, or None.
+
+    The same as ``RetryHeartbeatStaleTrialCallback.retried_trial_number``, which warns at every
+    call that it is experimental.
+    """
+    number: int | None = trial.system_attrs.get("failed_trial")
+    return number
+
+
 class _SingleObjective:
     """Stands in for the study in Optuna's crossovers.
 

@@ -4,6 +4,7 @@ import math
 from typing import TYPE_CHECKING
 
 from optuna_ext.points import latin_hypercube
+from optuna_ext.points.latin_hypercube import check_latin_hypercube
 from optuna_ext.samplers._sets import DeclaredSizeSampler
 
 
@@ -88,8 +89,14 @@ class LatinHypercubeSampler(DeclaredSizeSampler):
             first_trial=first_trial,
         )
         self._kind: LatinHypercubeKind = kind
-        check_latin_hypercube(n_points, len(self._space.names), kind=kind)
-        if kind == "random-cd" and not self._space.names:
+        try:
+            check_latin_hypercube(n_points, len(self._space), kind=kind)
+        except ValueError as error:
+            raise ValueError(
+                f"There is no Latin hypercube for {n_points=} and {len(self._space)} declared "
+                f"parameters: {error}"
+            ) from None
+        if kind == "random-cd" and not self._space:
             raise ValueError(
                 "`kind='random-cd'` optimizes a known number of columns: give `search_space`."
             )
@@ -97,7 +104,7 @@ class LatinHypercubeSampler(DeclaredSizeSampler):
     def _n_columns(self, study: Study, trial: FrozenTrial) -> int | None:
         del study, trial
         if self._kind == "random-cd":
-            return len(self._space.names)
+            return len(self._space)
         if self._kind == "strength-2":
             return math.isqrt(self._n_points) + 1
         return None

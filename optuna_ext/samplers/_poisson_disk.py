@@ -1,10 +1,10 @@
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING
 
+from optuna_ext._checks import check_int
 from optuna_ext.points import poisson_disk
-from optuna_ext.points._checks import check_int
+from optuna_ext.points.poisson_disk import check_poisson_disk
 from optuna_ext.samplers._sets import SetSampler
 
 
@@ -94,19 +94,24 @@ class PoissonDiskSampler(SetSampler):
             )
         if n_points is not None:
             check_int("n_points", n_points, low=1)
-        if radius is not None and not 0 < radius < math.inf:
-            raise ValueError(f"The value of `radius` is {radius}, but must be `radius > 0`.")
         super().__init__(
             search_space=search_space,
             seed=seed,
             retry_failed=retry_failed,
             first_trial=first_trial,
         )
+        try:
+            check_poisson_disk(len(self._space), n=n_points, radius=radius)
+        except ValueError as error:
+            raise ValueError(
+                f"There is no Poisson disk set for {n_points=} and {radius=}: {error}"
+            ) from None
         self._n_points = n_points
         self._radius = radius
+        self._sizes: dict[tuple[int, int], int] = {}  # how many points fit: a cache
 
     def _n_columns(self, study: Study, trial: FrozenTrial | None) -> int | None:
-        return len(self._space.names) or self._columns.n_first(study, trial)
+        return len(self._space) or self._columns.n_first(study, trial)
 
     def _size(self, study: Study, trial: FrozenTrial | None) -> int | None:
         n_columns = self._n_columns(study, trial)
@@ -114,7 +119,11 @@ class PoissonDiskSampler(SetSampler):
             return None
         if self._n_points is not None:
             return self._n_points
-        return len(self._first_set(self._seed_of(study), n_columns))
+        seed = self._seed_of(study)
+        if (seed, n_columns) not in self._sizes:
+            rows = poisson_disk(n_columns, radius=self._radius, seed=seed)
+            self._sizes[seed, n_columns] = len(rows)
+        return self._sizes[seed, n_columns]
 
     def _points(self, seed: int, size: int, n_columns: int) -> NDArray[np.float64]:
         if self._radius is None:

@@ -5,17 +5,17 @@ import datetime
 from typing import TYPE_CHECKING
 
 import numpy as np
-from optuna.storages import RetryHeartbeatStaleTrialCallback
 from optuna.trial import TrialState
 
+from optuna_ext._checks import check_int
 from optuna_ext.points import latin_hypercube
 from optuna_ext.points import sobol
-from optuna_ext.points._checks import check_int
 from optuna_ext.samplers import _host
 from optuna_ext.samplers._design import DesignSampler
 
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from collections.abc import Mapping
 
     from numpy.typing import NDArray
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 _ROW_ATTR = "design_row"
 _COVERING_STATES = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING)
-_N_CACHED_SETS = 4
+_N_KEPT = 64
 
 
 class SetSampler(DesignSampler, abc.ABC):
@@ -45,10 +45,10 @@ class SetSampler(DesignSampler, abc.ABC):
     ) -> None:
         super().__init__(search_space=search_space, seed=seed, first_trial=first_trial)
         self._retry_failed = bool(retry_failed)
-        self._sets: dict[tuple[int, int, int, int], NDArray[np.float64]] = {}
+        self._kept: dict[tuple[str, int, int, int, int], NDArray[np.float64]] = {}  # a cache
 
     def __getstate__(self) -> dict[str, object]:
-        return {**self.__dict__, "_sets": {}}
+        return {**self.__dict__, "_kept": {}}
 
     @abc.abstractmethod
     def _size(self, study: Study, trial: FrozenTrial | None) -> int | None:
@@ -72,26 +72,34 @@ class SetSampler(DesignSampler, abc.ABC):
         n_columns = self._n_columns(study, trial)
         if n_columns is None:  # columns do not depend on their number: leave room for more
             n_columns = max(8, 1 << column.bit_length())
+        # The first set keeps the user's own seed.
+        set_seed = seed if block == 0 else _mix(seed, block)
         if column < n_columns:
-            return float(self._set(seed, size, block, n_columns)[row, column])
+            rows = self._keep(
+                ("set", seed, size, block, n_columns),
+                lambda: self._points(set_seed, size, n_columns),
+            )
+            return float(rows[row, column])
         # A parameter beyond the design's columns is stratified by itself.
-        column_seed = _mix(seed, block, column)
-        return float(latin_hypercube(size, 1, seed=column_seed)[row, 0])
+        rows = self._keep(
+            ("column", seed, size, block, column),
+            lambda: latin_hypercube(size, 1, seed=_mix(set_seed, column)),
+        )
+        return float(rows[row, 0])
 
-    def _set(self, seed: int, size: int, block: int, n_columns: int) -> NDArray[np.float64]:
-        key = (seed, size, block, n_columns)
-        rows = self._sets.get(key)
+    def _keep(
+        self, key: tuple[str, int, int, int, int], make: Callable[[], NDArray[np.float64]]
+    ) -> NDArray[np.float64]:
+        rows = self._kept.get(key)
         if rows is None:
-            if len(self._sets) >= _N_CACHED_SETS:
-                self._sets.clear()
-            # The first set keeps the user's own seed.
-            set_seed = seed if block == 0 else _mix(seed, block)
-            rows = self._sets[key] = self._points(set_seed, size, n_columns)
+            if len(self._kept) >= _N_KEPT:
+                self._kept.clear()
+            rows = self._kept[key] = make()
         return rows
 
     def before_trial(self, study: Study, trial: FrozenTrial) -> None:
         super().before_trial(study, trial)
-        if not self._retry_failed or "fixed_params" in trial.system_attrs:
+        if not self._retry_failed or _host.is_enqueued(trial):
             return
         size = self._size(study, trial)
         if size is None or trial.number < self._first_trial + size:
@@ -118,7 +126,7 @@ class SetSampler(DesignSampler, abc.ABC):
         size = self._size(study, None)
         if size is None:
             return False
-        tried = set()
+        tried: set[int | None] = set()
         for trial in _host.all_trials(study):
             if not trial.state.is_finished():
                 continue
@@ -139,7 +147,7 @@ class SetSampler(DesignSampler, abc.ABC):
         covered |= {
             self._row_of(t)
             for t in trials
-            if t.state == TrialState.WAITING and _original_number(t) is not None
+            if t.state == TrialState.WAITING and _host.retried_number(t) is not None
         }
         lost = [
             t
@@ -158,21 +166,17 @@ class SetSampler(DesignSampler, abc.ABC):
         """Return the row that a trial evaluates, None when its parameters were given to it."""
         if _ROW_ATTR in trial.user_attrs:
             return int(trial.user_attrs[_ROW_ATTR])
-        if "fixed_params" in trial.system_attrs:
+        if _host.is_enqueued(trial):
             return None
-        original = _original_number(trial)
+        original = _host.retried_number(trial)
         return (trial.number if original is None else original) - self._first_trial
 
 
 def _opened(trial: FrozenTrial) -> datetime.datetime:
     """Return since when the row of a trial is open: an enqueued trial never took it."""
-    if "fixed_params" in trial.system_attrs or trial.datetime_complete is None:
+    if _host.is_enqueued(trial) or trial.datetime_complete is None:
         return datetime.datetime.min
     return trial.datetime_complete
-
-
-def _original_number(trial: FrozenTrial) -> int | None:
-    return RetryHeartbeatStaleTrialCallback.retried_trial_number(trial)
 
 
 def _mix(*seeds: int) -> int:

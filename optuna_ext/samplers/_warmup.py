@@ -7,7 +7,7 @@ import weakref
 from optuna.samplers import BaseSampler
 from optuna.trial import TrialState
 
-from optuna_ext.points._checks import check_int
+from optuna_ext._checks import check_int
 from optuna_ext.samplers import _host
 
 

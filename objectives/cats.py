@@ -1,0 +1,268 @@
+"""Cat or not: the tabular landscape of Mahto & Chauhan, trained again for every trial.
+
+Their network is the one of the deeplearning.ai course "Neural Networks and Deep Learning": pixels
+of 209 images, three hidden layers of ReLU, one sigmoid, gradient descent on all images at once.
+Everything computes in float64, because the landscape is chaotic: in float32 a fifth of its points
+have another accuracy. With ``protocol="document"`` the accuracies of the paper come out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+import dataclasses
+from dataclasses import dataclass
+import functools
+import itertools
+import os
+from typing import Any
+from typing import Literal
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+from optuna.distributions import BaseDistribution
+from optuna.distributions import CategoricalDistribution
+from optuna.trial import BaseTrial
+
+from objectives.space import suggest
+
+
+if TYPE_CHECKING:
+    import torch
+
+    from objectives.data import Data
+    from objectives.training import Evaluation
+    from objectives.training import Recipe
+
+LEVELS: dict[str, tuple[float, ...]] = {
+    "iterations": (100, 300, 400, 500, 700),
+    "lr": (0.0034, 0.0045, 0.0075, 0.0077, 0.0078),
+    "h1": (10, 15, 20, 25, 30),
+    "h2": (3, 5, 7, 9, 10),
+    "h3": (1, 2, 4, 5, 6),
+}
+"""The grid of the paper: 5 levels of 5 parameters, in increasing order."""
+
+SPACE: dict[str, BaseDistribution] = {
+    name: CategoricalDistribution(levels) for name, levels in LEVELS.items()
+}
+"""Steps of gradient descent, its learning rate and the units of the hidden layers."""
+
+DIRECTION = "maximize"
+"""The value is the accuracy on images that were not trained on."""
+
+DEFAULTS: dict[str, Any] = {"iterations": 700, "lr": 0.0075, "h1": 20, "h2": 7, "h3": 5}
+"""The network of the course."""
+
+EPOCHS = 7
+"""The most a trial trains if not told otherwise: enough for every level of ``iterations``."""
+
+_STEPS = 100  # of an epoch, each on all images: divides every level of iterations
+_FOLDS = 5
+
+
+def objective(
+    trial: BaseTrial,
+    *,
+    protocol: Literal["cv", "document"] = "cv",
+    hidden_layers: int = 3,
+    epochs: int = EPOCHS,
+    device: str | torch.device = "auto",
+    data_dir: str | os.PathLike[str] | None = None,
+    seed: int = 1,
+    amp: bool = False,
+    compile: bool = False,
+) -> float:
+    """Train a multilayer perceptron by gradient descent on pictures of cats and other things.
+
+    An epoch is 100 steps, so a trial of 300 iterations reports after 100, 200 and 300.
+
+    Args:
+        trial:
+            Gives the parameters of ``SPACE``.
+        protocol:
+            ``"document"`` measures the accuracy on the 50 test images, as the paper does: choosing
+            parameters by it makes the best accuracy too good, and one test image is among the
+            training images. ``"cv"`` is the default because it has neither fault: the mean
+            accuracy of 5-fold cross-validation on the training images without that one.
+        hidden_layers:
+            3, or 2 for the paper's smaller grid: the same network without ``h3``.
+        epochs:
+            The most epochs to train, whatever ``iterations`` says.
+        device:
+            ``"auto"`` (CUDA, else the CPU), ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ...; MPS does not
+            know float64.
+        data_dir:
+            The directory with the folder ``catvnoncat``; ``None`` means ``$OPTUNA_EXT_DATA``.
+        seed:
+            Fixes the first weights; the paper's is 1.
+        amp:
+            Must be false: the landscape is one of float64.
+        compile:
+            Whether to compile the network first.
+
+    Returns:
+        The accuracy; NaN if the training diverged or ran out of memory.
+
+    Raises:
+        ValueError: If there is no such ``protocol``, ``hidden_layers`` or ``device``, or ``amp``
+            is true.
+        DataNotFoundError: If the files are not there; nobody may hand them out.
+    """
+    from objectives.data import load
+    from objectives.training import fit
+
+    if protocol not in ("cv", "document"):
+        raise ValueError(f"protocol must be 'cv' or 'document', but it is {protocol!r}.")
+    if hidden_layers not in (2, 3):
+        raise ValueError(f"hidden_layers must be 2 or 3, but it is {hidden_layers!r}.")
+    if amp:
+        raise ValueError("amp must be False, because the cats are trained in float64.")
+    iterations, lr, *hidden = (
+        suggest(trial, SPACE, name) for name in (*SPACE,)[: 2 + hidden_layers]
+    )
+    images = _in_own_span(load("cats", data_dir=data_dir))
+    parts = images.folds if protocol == "cv" else (images.document,)
+    return fit(
+        trial,
+        _recipe(lr, hidden, basis=images.basis, seed=seed),
+        lambda where: [part.to(where) for part in parts],
+        epochs=min(epochs, iterations // _STEPS),
+        device=_float64_device(device),
+        seed=seed,
+        compile=compile,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """The network after some iterations.
+
+    Args:
+        train:
+            Cost and accuracy on the 209 training images.
+        test:
+            Cost and accuracy on the 50 test images.
+    """
+
+    train: Evaluation
+    test: Evaluation
+
+
+def train_curve(
+    *,
+    lr: float,
+    h1: int,
+    h2: int,
+    h3: int | None,
+    iterations: int = 700,
+    device: str | torch.device = "auto",
+    data_dir: str | os.PathLike[str] | None = None,
+    seed: int = 1,
+) -> dict[int, Result]:
+    """Train one network as the paper does and measure it every 100 iterations.
+
+    One training gives the accuracies of all levels of ``iterations``, so the 3125 points of the
+    grid take 625 trainings.
+
+    Args:
+        lr:
+            Learning rate of gradient descent.
+        h1:
+            Units of the first hidden layer.
+        h2:
+            Units of the second hidden layer.
+        h3:
+            Units of the third hidden layer; ``None`` leaves it out.
+        iterations:
+            Steps of gradient descent, a multiple of 100.
+        device:
+            As for :func:`objective`.
+        data_dir:
+            As for :func:`objective`.
+        seed:
+            As for :func:`objective`.
+
+    Returns:
+        The results after 0, 100, ..., ``iterations`` steps.
+
+    Raises:
+        ValueError: If ``iterations`` is no multiple of 100 or there is no such ``device``.
+        DataNotFoundError: If the files are not there; nobody may hand them out.
+    """
+    from objectives.data import load
+    from objectives.training import Run
+
+    if iterations % _STEPS:
+        raise ValueError(f"iterations must be a multiple of {_STEPS}, but it is {iterations}.")
+    images = _in_own_span(load("cats", data_dir=data_dir))
+    where = _float64_device(device)
+    hidden = (h1, h2) if h3 is None else (h1, h2, h3)
+    recipe = _recipe(lr, hidden, basis=images.basis, seed=seed)
+    run = Run(recipe, images.document.to(where), device=where, seed=seed)
+    curve = {0: Result(train=run.evaluate("train"), test=run.evaluate("test"))}
+    for step in range(_STEPS, iterations + 1, _STEPS):
+        run.train_epoch()
+        curve[step] = Result(train=run.evaluate("train"), test=run.evaluate("test"))
+    return curve
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Images:
+    basis: NDArray[np.float64]  # (12288, r) orthonormal
+    document: Data  # 209 training images; the 50 test images also validate
+    folds: tuple[Data, ...]  # cross-validation on the training images that are no test image
+
+
+@functools.cache
+def _in_own_span(pixels: Data) -> _Images:
+    """Describe the 259 images by as many coordinates instead of 12,288 pixels.
+
+    Gradient descent changes the first layer's weights W only within the span of the images, and
+    in an orthonormal basis Q of it W x = (W Q)(Q' x). So a network of the coordinates Q' x that
+    starts from W Q takes the same steps, at a twentieth of the cost.
+    """
+    from sklearn.model_selection import StratifiedKFold
+    import torch
+
+    train, test = pixels.train_x, pixels.test_x
+    q = torch.from_numpy(np.linalg.qr(np.vstack([train.numpy(), test.numpy()]).T).Q)
+    document = dataclasses.replace(pixels, train_x=train @ q, valid_x=test @ q, test_x=test @ q)
+    own = [not (image == test).all(1).any() for image in train]
+    x, y = document.train_x[own], document.train_y[own]
+    splitter = StratifiedKFold(_FOLDS, shuffle=True, random_state=0)
+    folds = tuple(
+        dataclasses.replace(
+            document, train_x=x[rest], train_y=y[rest], valid_x=x[fold], valid_y=y[fold]
+        )
+        for rest, fold in splitter.split(x, y)
+    )
+    return _Images(basis=q.numpy(), document=document, folds=folds)
+
+
+def _recipe(lr: float, hidden: Sequence[int], *, basis: NDArray[np.float64], seed: int) -> Recipe:
+    from torch.optim import SGD
+
+    from objectives.nets import cat_net
+    from objectives.training import Recipe
+
+    return Recipe(
+        model=lambda _: cat_net(hidden, basis=basis, seed=seed),
+        optimizer=lambda parameters: SGD(parameters, lr=lr),
+        batch_size=None,
+        passes_per_epoch=_STEPS,
+        n_parameters=sum((i + 1) * o for i, o in itertools.pairwise((len(basis), *hidden, 1))),
+    )
+
+
+def _float64_device(device: str | torch.device) -> torch.device:
+    from objectives.training import resolve_device
+
+    found = resolve_device(device)
+    if found.type != "mps":
+        return found
+    if str(device) != "auto":
+        raise ValueError(
+            "device must not be 'mps' for the cats, because MPS does not know float64."
+        )
+    return resolve_device("cpu")

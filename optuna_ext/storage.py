@@ -1,0 +1,228 @@
+"""Storages that many workers can share, opened from a path or a URL.
+
+Whatever is wrong is said in one sentence, by one of three kinds of exception:
+
+* ``ValueError``: the URL, an option, or the content of the file is wrong.
+* ``OSError``: the place is (``FileNotFoundError``, ``IsADirectoryError``, ``PermissionError``),
+  the server cannot be reached (``ConnectionError``), or a lock never came free
+  (``TimeoutError``).
+* ``ImportError``: the driver is not installed; the sentence holds the pip command.
+
+No message contains a password.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+import re
+import shlex
+from urllib.parse import urlsplit
+
+from optuna.storages import BaseStorage
+from optuna.storages import GrpcStorageProxy
+from optuna.storages import InMemoryStorage
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.storages.journal import JournalFileOpenLock
+
+from optuna_ext._rdb import accept_experimental
+from optuna_ext._rdb import CONNECT_TIMEOUT
+from optuna_ext._rdb import DRIVERS
+from optuna_ext._rdb import escape
+from optuna_ext._rdb import heartbeat_options
+from optuna_ext._rdb import place
+from optuna_ext._rdb import server
+from optuna_ext._rdb import server_url
+from optuna_ext._rdb import sqlite
+from optuna_ext._rdb import sqlite_url
+
+
+__all__ = ["dashboard_command", "open_storage", "sqlite"]
+
+_FORMS = (
+    "a plain path, sqlite:///PATH, journal:PATH, "
+    "postgresql://USER:PASSWORD@HOST:PORT/DATABASE, mysql://USER:PASSWORD@HOST:PORT/DATABASE, "
+    "grpc://HOST:PORT or :memory:"
+)
+_GRPC_PORT = 13000  # Optuna's default
+
+
+def open_storage(
+    storage: str | os.PathLike[str] | BaseStorage,
+    *,
+    heartbeat: int | None = None,
+    retries: int = 0,
+) -> BaseStorage:
+    """Open any storage from a path or a URL.
+
+    ==================================  ========================================================
+    plain path, ``sqlite:///PATH``      :func:`sqlite`
+    ``journal:PATH``                    an append-only file, for network file systems
+    ``postgresql://...``                needs ``pip install 'optuna-ext[postgresql]'``
+    ``mysql://...``                     needs ``pip install 'optuna-ext[mysql]'``
+    ``grpc://HOST:PORT``                a running ``optuna.storages.run_grpc_proxy_server``;
+                                        needs ``pip install 'optuna-ext[grpc]'``
+    ``:memory:``                        this process only
+    ==================================  ========================================================
+
+    Args:
+        storage:
+            One of the above; a storage that is already open is returned as it is.
+        heartbeat:
+            As in :func:`sqlite`, for SQLite, PostgreSQL and MySQL.
+        retries:
+            As in :func:`sqlite`.
+
+    Raises:
+        ValueError: If the URL or an option is wrong, or the content of the file is.
+        OSError: If the place is missing or read-only, or the server cannot be reached within 10
+            seconds.
+        ImportError: If the driver of the storage is not installed.
+
+    Example:
+        .. code-block:: python
+
+            import optuna
+            from optuna_ext import open_storage
+
+            study = optuna.create_study(storage=open_storage("journal:study.log"))
+    """
+    options = heartbeat_options(heartbeat, retries)
+    if isinstance(storage, BaseStorage):
+        if options:
+            raise ValueError("heartbeat is set when a storage is opened, but this one is open")
+        return storage
+    kind, target = _parse(storage)
+    if options and kind != "sqlite" and kind not in DRIVERS:
+        raise ValueError(
+            "heartbeat needs an SQLite, PostgreSQL or MySQL storage, "
+            f"but is {heartbeat} with a storage of kind {kind!r}"
+        )
+    match kind:
+        case "sqlite":
+            return sqlite(target, heartbeat=heartbeat, retries=retries)
+        case "journal":
+            return _journal(target)
+        case "grpc":
+            return _grpc(target)
+        case "memory":
+            return InMemoryStorage()
+        case _:
+            return server(target, options)
+
+
+def dashboard_command(storage: str | os.PathLike[str]) -> str:
+    """Return the shell command that shows a storage in optuna-dashboard.
+
+    Args:
+        storage:
+            What :func:`open_storage` was given. The password of a server is shown as ``***``.
+
+    Raises:
+        ValueError: If optuna-dashboard cannot open such a storage.
+
+    Example:
+        >>> dashboard_command("study.db")
+        'optuna-dashboard sqlite:///study.db'
+    """
+    kind, target = _parse(storage)
+    if kind == "sqlite":
+        target = sqlite_url(_short(target))
+    elif kind == "journal":
+        target = str(_short(target))
+    elif kind in DRIVERS:
+        target = escape(server_url(target).render_as_string(hide_password=True))
+    elif kind == "grpc":
+        raise ValueError(
+            "optuna-dashboard cannot read grpc://: start it on the storage behind the server"
+        )
+    else:
+        raise ValueError("optuna-dashboard cannot read :memory:, which only this process sees")
+    return shlex.join(["optuna-dashboard", target])
+
+
+def _parse(storage: str | os.PathLike[str]) -> tuple[str, str]:
+    """Return the kind of a storage, and its path or URL."""
+    if isinstance(storage, os.PathLike):
+        return "sqlite", os.fspath(storage)
+    if not isinstance(storage, str):
+        raise TypeError(f"storage must be {_FORMS}, but is of type {type(storage).__name__}")
+    if storage in (":memory:", "sqlite://", "sqlite:///:memory:"):
+        return "memory", storage
+    # Two letters or more, as C:\study.db is a path.
+    match = re.fullmatch(r"([A-Za-z][\w.+-]+):(.*)", storage, flags=re.DOTALL)
+    scheme = match[1].partition("+")[0] if match else ""
+    if match is None:
+        kind, target = "sqlite", storage
+    elif scheme == "sqlite":
+        kind, target = "sqlite", _sqlite_path(storage)
+    elif scheme == "journal":
+        kind, target = "journal", match[2].removeprefix("//")
+    elif scheme in DRIVERS or scheme == "grpc":
+        kind, target = scheme, storage
+    else:
+        raise ValueError(f"storage must be {_FORMS}, but its scheme is {match[1]!r}")
+    if not target:
+        raise ValueError(f"storage must be {_FORMS}, but is {storage!r}")
+    return kind, target
+
+
+def _short(path: str) -> Path:
+    """The path as one would type it here."""
+    file = Path(os.path.expanduser(path)).absolute()
+    return file.relative_to(Path.cwd()) if file.is_relative_to(Path.cwd()) else file
+
+
+def _sqlite_path(url: str) -> str:
+    from sqlalchemy.engine import make_url
+
+    parsed = make_url(url) if re.match(r"sqlite(\+\w+)?:///", url) else None
+    if parsed is None or not parsed.database or parsed.query:
+        raise ValueError(f"an SQLite URL must be sqlite:///PATH without options, but is {url!r}")
+    return parsed.database
+
+
+def _journal(path: str) -> JournalStorage:
+    file = place(path)
+    # The other lock, a symbolic link, needs a privilege on Windows and, on a relative path,
+    # never notices that its holder died.
+    lock = JournalFileOpenLock(str(file))
+    try:
+        file.open("ab").close()
+        lock.acquire()
+        lock.release()
+        return JournalStorage(JournalFileBackend(str(file), lock_obj=lock))
+    except PermissionError as error:
+        raise PermissionError(
+            f"{file} cannot be written: a journal needs write permission for its directory too, "
+            "where it keeps PATH.lock"
+        ) from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{file} is not an Optuna journal, or it is damaged") from error
+
+
+def _grpc(url: str) -> GrpcStorageProxy:
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname, parts.port or _GRPC_PORT
+    except ValueError:  # a port that is no number
+        host = None
+    if host is None or parts.path.strip("/") or parts.query or "@" in parts.netloc:
+        raise ValueError("a gRPC storage must be grpc://HOST:PORT")
+    host = f"[{host}]" if ":" in host else host  # IPv6
+    try:
+        with accept_experimental():
+            proxy = GrpcStorageProxy(host=host, port=port)
+        proxy.wait_server_ready(timeout=CONNECT_TIMEOUT)
+    except ImportError as error:
+        raise ImportError(
+            "a grpc:// storage needs grpcio and protobuf: pip install 'optuna-ext[grpc]'"
+        ) from error
+    except ConnectionError as error:
+        proxy.close()
+        raise ConnectionError(
+            f"no storage server answers at grpc://{host}:{port} within {CONNECT_TIMEOUT} s: "
+            "optuna.storages.run_grpc_proxy_server starts one"
+        ) from error
+    return proxy

@@ -1,0 +1,210 @@
+"""The command of a study: check everything, run it, say what came out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from collections.abc import Mapping
+from collections.abc import Sequence
+import contextlib
+from dataclasses import fields
+from dataclasses import replace
+import inspect
+import json
+import re
+import sys
+import time
+from types import ModuleType
+from types import SimpleNamespace
+from typing import Annotated
+from typing import Any
+from typing import get_type_hints
+
+from rich.console import Console
+import typer
+from typer.exceptions import TyperException
+
+from studies._errors import UserError
+from studies._interrupt import Interrupt
+from studies._job import Job
+from studies._objective import find_objective
+from studies._objective import Objective
+from studies._options import option_parameters
+from studies._options import Options
+from studies._plan import design_size
+from studies._plan import make_plan
+from studies._plan import open_study
+from studies._plan import Plan
+from studies._progress import ConsoleHandler
+from studies._progress import failure_reason
+from studies._progress import StudyProgress
+from studies._report import print_summary
+from studies._report import save_figure
+from studies._report import summarize
+from studies._runner import quiet_optuna
+from studies._runner import run_trials
+from studies._tickets import Tickets
+from studies._workers import run_workers
+
+
+Main = Callable[[Sequence[str] | None], int]
+
+
+def study_command(
+    module: ModuleType,
+    *,
+    data: Callable[[Mapping[str, Any]], str] | None = None,
+) -> Main:
+    """Return the ``main`` of a study of one of our objectives.
+
+    The objective's own keywords become flags beside the shared ones.
+
+    Args:
+        module: A module of ``objectives``.
+        data: Names the data set for the objective's own arguments, so that missing data are
+            noticed before a study is created.
+    """
+    objective = find_objective(f"{module.__name__}:objective")
+
+    def command(**values: Any) -> int:
+        options = take_options(values)
+        plan = make_plan(options, objective, arguments=values, directions=objective.directions)
+        try:
+            objective.rehearse(plan.job.arguments)
+            if data is not None:
+                from objectives.data import load
+
+                load(data(values), data_dir=options.data_dir)
+        except (ValueError, OSError) as error:
+            raise UserError(str(error)) from error
+        return run_plan(plan, as_json=options.json)
+
+    return as_main(command, _own_options(objective, module), name=objective.name)
+
+
+def as_main(
+    command: Callable[..., int],
+    parameters: Sequence[inspect.Parameter],
+    *,
+    name: str,
+    about: str | None = None,
+) -> Main:
+    """Return a ``main(argv)`` that reads ``parameters`` and the shared flags.
+
+    Args:
+        command: Takes them all as keywords; returns the exit code.
+        parameters: The command's own parameters, as typer reads them.
+        name: Of the study's module.
+        about: What the help says that it optimizes; its name by default.
+    """
+
+    def callback(**values: Any) -> int:
+        return command(**values)
+
+    signature = inspect.Signature([*parameters, *option_parameters()])
+    callback.__signature__ = signature  # type: ignore[attr-defined]
+    app = typer.Typer(add_completion=False, rich_markup_mode="rich")
+    app.command(help=f"Run a study of {about or name}; the same command goes on with it.")(
+        callback
+    )
+    program = typer.main.get_command(app)
+
+    def main(argv: Sequence[str] | None = None) -> int:
+        try:
+            code = program.main(
+                args=sys.argv[1:] if argv is None else list(argv),
+                prog_name=f"python -m studies.{name}",
+                standalone_mode=False,
+            )
+            return int(code or 0)
+        except TyperException as error:
+            message, code = error.format_message(), error.exit_code
+        except UserError as error:
+            message, code = str(error), 2
+        except (KeyboardInterrupt, typer.Abort):
+            message, code = "interrupted", 130
+        sys.stderr.write(f"error: {' '.join(message.split())}\n")
+        return code
+
+    return main
+
+
+def run_plan(plan: Plan, *, as_json: bool) -> int:
+    """Run a study and print what it found; return the exit code."""
+    errors = Console(stderr=True)
+    interrupt = Interrupt()
+    with interrupt.listening(), quiet_optuna(ConsoleHandler(errors)):
+        study, storage = open_study(plan)
+        job = replace(
+            plan.job,
+            design_size=design_size(study),
+            stream=1024 * len(study.get_trials(deepcopy=False)),
+            deadline=None if plan.timeout is None else time.time() + plan.timeout,
+        )
+        tickets = Tickets(study, storage, location=job.storage, total=job.trials)
+        tickets.fail_orphans()
+        # What an objective prints must not end up in the JSON.
+        quiet = contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext()
+        with quiet, StudyProgress(study, total=job.trials, console=errors) as progress:
+            if progress.n_before >= job.trials:
+                progress.say(
+                    f"study {job.study!r} has its {job.trials} trials already: give it more with "
+                    "--trials, or start another one with --study"
+                )
+            _run(plan, job, interrupt=interrupt, progress=progress, tickets=tickets)
+        summary = summarize(study, location=job.storage)
+        if plan.figure is not None and save_figure(study, plan.figure):
+            summary["figure"] = str(plan.figure)
+        if as_json:
+            sys.stdout.write(json.dumps(summary, default=str) + "\n")
+        else:
+            print_summary(summary, Console())
+    if interrupt.signum is None and progress.n_new and len(progress.failures) == progress.n_new:
+        reason = failure_reason(progress.failures[-1])
+        sys.stderr.write(f"error: every trial failed, the last one with {reason}\n")
+        return 1
+    return interrupt.exit_code
+
+
+def _run(
+    plan: Plan, job: Job, *, interrupt: Interrupt, progress: StudyProgress, tickets: Tickets
+) -> None:
+    jobs = [
+        job if device is None else replace(job, arguments={**job.arguments, "device": device})
+        for device in plan.devices
+    ]
+    if len(jobs) == 1:
+        run_trials(jobs[0], interrupt=interrupt, after_trial=progress.update)
+    else:
+        run_workers(
+            jobs,
+            interrupt=interrupt,
+            say=progress.say,
+            look=progress.update,
+            after_death=tickets.fail_orphans,
+        )
+
+
+def take_options(values: dict[str, Any]) -> Options:
+    """Move the shared flags out of ``values``."""
+    return Options(**{field.name: values.pop(field.name) for field in fields(Options)})
+
+
+def _own_options(objective: Objective, module: ModuleType) -> list[inspect.Parameter]:
+    """Make flags of the keywords that only this objective has."""
+    parameters = []
+    for name, parameter in objective.own_keywords().items():
+        annotated = SimpleNamespace(__annotations__={name: parameter.annotation})
+        kind = get_type_hints(annotated, globalns=vars(module))[name]
+        option = typer.Option(help=_argument_doc(objective.function, name))
+        parameters.append(
+            parameter.replace(
+                kind=inspect.Parameter.KEYWORD_ONLY, annotation=Annotated[kind, option]
+            )
+        )
+    return parameters
+
+
+def _argument_doc(function: Callable[..., Any], name: str) -> str:
+    """Return what the docstring says about an argument."""
+    found = re.search(rf"\n +{name}:\n((?: {{8}}.*\n)+)", inspect.getdoc(function) or "")
+    return " ".join(found[1].replace("`", "").split()) if found else ""

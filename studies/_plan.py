@@ -1,0 +1,265 @@
+"""From what the user said to a checked plan; until ``open_study`` nothing is written."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+import re
+from typing import Any
+
+import optuna
+from optuna.distributions import check_distribution_compatibility
+from optuna.storages import BaseStorage
+from optuna.study import Study
+from optuna.study import StudyDirection
+
+from studies._catalog import parse_assignments
+from studies._errors import UserError
+from studies._job import connect
+from studies._job import Job
+from studies._job import storage_file
+from studies._objective import Objective
+from studies._options import Options
+from studies._tickets import storage_lock
+
+
+_OBJECTIVE = "objective"  # user attributes of a study
+_ARGUMENTS = "arguments"
+_DESIGN_SIZE = "design_size"
+_RUNS = Path("runs")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What to run.
+
+    Args:
+        job: The study; the device is not in its arguments yet.
+        objective: What the job optimizes.
+        devices: One per process; ``None`` if the objective does not take one.
+        points: Parameters to try first.
+        timeout: Seconds after which no trial starts, if at all.
+        figure: Where to save the figure, if at all.
+    """
+
+    job: Job
+    objective: Objective
+    devices: Sequence[str | None]
+    points: Sequence[dict[str, Any]]
+    timeout: float | None
+    figure: Path | None
+
+
+def make_plan(
+    options: Options,
+    objective: Objective,
+    *,
+    arguments: Mapping[str, Any],
+    directions: Sequence[str],
+) -> Plan:
+    """Check everything that can be checked before something is written.
+
+    Args:
+        options: The shared flags.
+        objective: What to optimize.
+        arguments: The objective's own arguments.
+        directions: ``"minimize"`` or ``"maximize"`` for every value.
+
+    Raises:
+        UserError: If something is wrong.
+    """
+    arguments = _training_arguments(options, objective) | dict(arguments)
+    objective.check_arguments(arguments)
+    devices = _devices(options, objective)
+    points = _points(options, objective)
+    if options.storage == ":memory:":
+        raise UserError("--storage :memory: would be forgotten with the process: name a file")
+    storage = options.storage or str(_RUNS / f"{objective.name}.db")
+    study = options.study or _study_name(objective, arguments)
+    job = Job(
+        objective=objective.target,
+        arguments=arguments,
+        directions=list(directions),
+        storage=storage,
+        study=study,
+        sampler=options.sampler,
+        sampler_arg=options.sampler_arg or [],
+        pruner=options.pruner,
+        pruner_arg=options.pruner_arg or [],
+        trials=options.trials,
+        design_size=options.trials,
+        seed=options.seed,
+    )
+    job.sampler_and_pruner(objective)
+    file = storage_file(storage)
+    if file is None or file.exists():
+        _find_study(connect(storage), job, objective)
+    return Plan(
+        job=job,
+        objective=objective,
+        devices=devices,
+        points=points,
+        timeout=options.timeout,
+        figure=None if options.no_figure else options.figure or _figure(file, study),
+    )
+
+
+def open_study(plan: Plan) -> tuple[Study, BaseStorage]:
+    """Create the study, or find the one to go on with, and enqueue the user's points.
+
+    Raises:
+        UserError: If the storage cannot be opened or the study is another one.
+    """
+    job = plan.job
+    file = storage_file(job.storage)
+    if file is not None and file.parent == _RUNS:
+        _RUNS.mkdir(exist_ok=True)
+    elif file is not None and not file.parent.is_dir():
+        connect(job.storage)  # which says so
+    with storage_lock(job.storage):
+        storage = connect(job.storage)
+        study = _find_study(storage, job, plan.objective)
+        if study is None:
+            study = optuna.create_study(
+                study_name=job.study,
+                storage=storage,
+                directions=[StudyDirection[d.upper()] for d in job.directions],
+            )
+        about = {
+            _OBJECTIVE: plan.objective.name,
+            _ARGUMENTS: plan.objective.meaning(job.arguments),
+            _DESIGN_SIZE: job.design_size,
+        }
+        for key, value in about.items():
+            if key not in study.user_attrs:
+                study.set_user_attr(key, value)
+        trials = study.get_trials(deepcopy=False)
+        if sum(t.state != optuna.trial.TrialState.WAITING for t in trials) < job.trials:
+            for point in plan.points:
+                study.enqueue_trial(point, skip_if_exists=True)
+    return study, storage
+
+
+def design_size(study: Study) -> int:
+    """Return the size of finite designs in this study."""
+    return int(study.user_attrs[_DESIGN_SIZE])
+
+
+def _training_arguments(options: Options, objective: Objective) -> dict[str, Any]:
+    said = {
+        "epochs": options.epochs,
+        "data_dir": None if options.data_dir is None else str(options.data_dir),
+        "amp": options.amp or None,
+        "compile": options.compile or None,
+    }
+    arguments = {name: value for name, value in said.items() if value is not None}
+    for name in arguments:
+        if name not in objective.keywords():
+            flag = name.replace("_", "-")
+            raise UserError(f"objective {objective.name!r} has no argument {name!r} for --{flag}")
+    if options.seed is not None and "seed" in objective.keywords():
+        arguments["seed"] = options.seed
+    return arguments
+
+
+def _devices(options: Options, objective: Objective) -> list[str | None]:
+    """Return the device of every process."""
+    if "device" not in objective.keywords():
+        if options.device is not None:
+            raise UserError(f"objective {objective.name!r} has no argument 'device' for --device")
+        return [None] * (options.workers or 1)
+    if options.device is None and (options.workers or 1) == 1:
+        return [None]
+    devices = [d.strip() for d in (options.device or "all").split(",")]
+    from objectives.training import resolve_device
+
+    try:
+        if devices == ["all"]:
+            import torch
+
+            devices = [f"cuda:{i}" for i in range(torch.cuda.device_count())] or ["auto"]
+        for device in devices:
+            resolve_device(device)
+    except ValueError as error:
+        raise UserError(f"--device: {error}") from error
+    n_workers = options.workers or len(devices)
+    return [devices[i % len(devices)] for i in range(n_workers)]
+
+
+def _points(options: Options, objective: Objective) -> list[dict[str, Any]]:
+    points = []
+    if options.param:
+        point = parse_assignments("--param", options.param)
+        objective.check_params(point)
+        points.append(point)
+    if options.defaults:
+        if not objective.defaults:
+            raise UserError(f"objective {objective.name!r} publishes no DEFAULTS for --defaults")
+        points.append(dict(objective.defaults))
+    return points
+
+
+def _study_name(objective: Objective, arguments: Mapping[str, Any]) -> str:
+    """Name the study after the objective and what is not by default in it."""
+    own = objective.own_keywords()
+    chosen = [str(v) for k, v in arguments.items() if k in own and v != own[k].default]
+    return "-".join([objective.name, *chosen])
+
+
+def _figure(file: Path | None, study: str) -> Path:
+    name = re.sub(r"[^\w.-]+", "-", study) + ".html"
+    return _RUNS / name if file is None else file.with_name(name)
+
+
+def _find_study(storage: BaseStorage, job: Job, objective: Objective) -> Study | None:
+    """Return the study of this name if there is one, and if it is of the same objective."""
+    try:
+        storage.get_study_id_from_name(job.study)
+    except KeyError:
+        return None
+    study = optuna.load_study(study_name=job.study, storage=storage)
+    where = f"study {job.study!r} in {job.storage}"
+    advice = "choose another name with --study"
+    made_of = study.user_attrs.get(_OBJECTIVE, objective.name)
+    if made_of != objective.name:
+        raise UserError(f"{where} is of objective {made_of!r}, not {objective.name!r}: {advice}")
+    directions = [direction.name.lower() for direction in study.directions]
+    if directions != job.directions:
+        raise UserError(
+            f"{where} has direction {_list(directions)}, not {_list(job.directions)}: {advice}"
+        )
+    meaning = objective.meaning(job.arguments)
+    before = study.user_attrs.get(_ARGUMENTS, meaning)
+    for name in sorted(before.keys() | meaning.keys()):
+        if before.get(name) != meaning.get(name):
+            raise UserError(
+                f"{where} was made with {name}={before.get(name)!r}, not {meaning.get(name)!r}: "
+                f"{advice}"
+            )
+    _check_space(study, objective, where=where, advice=advice)
+    return study
+
+
+def _check_space(study: Study, objective: Objective, *, where: str, advice: str) -> None:
+    if objective.space is None:
+        return
+    for trial in study.get_trials(deepcopy=False):
+        for name, distribution in trial.distributions.items():
+            if name not in objective.space:
+                raise UserError(
+                    f"{where} has a parameter {name!r}, which objective {objective.name!r} does "
+                    f"not know: {advice}"
+                )
+            try:
+                check_distribution_compatibility(objective.space[name], distribution)
+            except ValueError as error:
+                raise UserError(
+                    f"{where} has a parameter {name!r} of another kind than objective "
+                    f"{objective.name!r}: {advice}"
+                ) from error
+
+
+def _list(directions: Sequence[str]) -> str:
+    return " and ".join(directions)

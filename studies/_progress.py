@@ -1,0 +1,150 @@
+"""What a running study shows: a live bar in a terminal, a line now and then elsewhere."""
+
+from __future__ import annotations
+
+from collections import Counter
+import logging
+import time
+from types import TracebackType
+
+from optuna.study import Study
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial
+from optuna.trial import TrialState
+from rich.console import Console
+from rich.progress import BarColumn
+from rich.progress import MofNCompleteColumn
+from rich.progress import Progress
+from rich.progress import TextColumn
+from rich.table import Column
+
+
+_STATES = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL, TrialState.RUNNING)
+_LINE_EVERY = 10.0  # seconds between two lines where there is no terminal
+
+
+class StudyProgress:
+    """Shows how far a study is, read from its storage, whoever runs the trials.
+
+    Args:
+        study: The study.
+        total: How many finished trials it shall have.
+        console: Where to show it.
+    """
+
+    def __init__(self, study: Study, *, total: int, console: Console) -> None:
+        self._study = study
+        self._total = total
+        self._console = console
+        self._started = time.monotonic()
+        self._next_line = self._started + _LINE_EVERY
+        finished = [t.number for t in self._trials() if t.state.is_finished()]
+        self.n_before = len(finished)
+        self._known = set(finished)
+        self.failures: list[FrozenTrial] = []
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=12),
+            MofNCompleteColumn(),
+            # Cut rather than wrapped in a narrow terminal: what matters least comes last.
+            TextColumn(
+                "{task.fields[status]}", table_column=Column(no_wrap=True, overflow="ellipsis")
+            ),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self._task = self._bar.add_task(
+            study.study_name, total=total, completed=self.n_before, status=""
+        )
+
+    def __enter__(self) -> StudyProgress:
+        self._bar.start()
+        self.update()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.update(last=True)
+        self._bar.stop()
+
+    @property
+    def n_new(self) -> int:
+        """How many trials have finished since the start."""
+        return len(self._known) - self.n_before
+
+    def say(self, text: str) -> None:
+        """Print a line above the bar."""
+        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def update(self, *, last: bool = False) -> None:
+        """Show what the storage says now, and ``last`` of all the final line."""
+        trials = self._trials()
+        for trial in trials:
+            if trial.state.is_finished() and trial.number not in self._known:
+                self._known.add(trial.number)
+                if trial.state == TrialState.FAIL:
+                    self.failures.append(trial)
+                    self.say(f"trial {trial.number} failed: {failure_reason(trial)}")
+        status = self._status(trials)
+        self._bar.update(self._task, completed=len(self._known), status=status)
+        # The final line is the last one's, or it would stand there twice.
+        due = len(self._known) < self._total and time.monotonic() > self._next_line
+        if not self._console.is_terminal and (last or due):
+            self._next_line = time.monotonic() + _LINE_EVERY
+            self.say(f"{len(self._known)}/{self._total} trials  {status}".rstrip())
+
+    def _trials(self) -> list[FrozenTrial]:
+        return self._study.get_trials(deepcopy=False)
+
+    def _status(self, trials: list[FrozenTrial]) -> str:
+        parts = [best_so_far(self._study, trials)]
+        minutes = (time.monotonic() - self._started) / 60
+        if self.n_new:
+            parts.append(f"{self.n_new / minutes:.3g} trials/min")
+            left = max(0, self._total - len(self._known))
+            parts.append(f"{_duration(60 * minutes / self.n_new * left)} left" if left else "done")
+        counts = Counter(trial.state for trial in trials)
+        parts.append(", ".join(f"{counts[s]} {s.name.lower()}" for s in _STATES if counts[s]))
+        return "  ".join(part for part in parts if part)
+
+
+def best_so_far(study: Study, trials: list[FrozenTrial]) -> str | None:
+    """Return the best value in words, or ``None`` before the first one."""
+    if len(study.directions) > 1:
+        return None
+    values = {t.number: t.value for t in trials if t.state == TrialState.COMPLETE}
+    scored = {number: value for number, value in values.items() if value is not None}
+    if not scored:
+        return None
+    choose = max if study.direction == StudyDirection.MAXIMIZE else min
+    number = choose(scored, key=lambda n: scored[n])
+    return f"best {scored[number]:.6g} (trial {number})"
+
+
+def failure_reason(trial: FrozenTrial) -> str:
+    """Return why a failed trial failed."""
+    return str(trial.user_attrs.get("reason", "it returned no valid value"))
+
+
+class ConsoleHandler(logging.Handler):
+    """Prints log records as plain lines, above a bar if there is one."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__()
+        self._console = console
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print one line."""
+        self._console.print(self.format(record), markup=False, highlight=False, soft_wrap=True)
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes:02} min"
+    return f"{minutes} min {seconds:02} s" if minutes else f"{seconds} s"

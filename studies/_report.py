@@ -1,0 +1,161 @@
+"""What a study found: as data, as tables and as a figure."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+import warnings
+
+import optuna
+from optuna.study import Study
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial
+from optuna.trial import TrialState
+from rich.console import Console
+from rich.table import Table
+
+from optuna_ext.storage import dashboard_command
+
+
+_N_TOP = 5
+_N_FOR_IMPORTANCES = 10  # completed trials below which importances are noise
+_HIDDEN_ATTRS = {"process"}
+
+
+def summarize(study: Study, *, location: str) -> dict[str, Any]:
+    """Return what the study found, fit for JSON.
+
+    Args:
+        study: The study.
+        location: Path or URL of its storage.
+    """
+    trials = study.get_trials(deepcopy=False)
+    counts = Counter(trial.state for trial in trials)
+    single = len(study.directions) == 1
+    ranked = _ranked(study, trials) if single else study.best_trials
+    return {
+        "study": study.study_name,
+        "directions": [direction.name.lower() for direction in study.directions],
+        "trials": {state.name.lower(): counts[state] for state in TrialState},
+        "best": _entry(ranked[0]) if single and ranked else None,
+        ("top" if single else "pareto"): [
+            _entry(trial) for trial in (ranked[:_N_TOP] if single else ranked)
+        ],
+        "importances": _importances(study) if single else {},
+        "dashboard": _dashboard(location),
+    }
+
+
+def print_summary(summary: dict[str, Any], console: Console) -> None:
+    """Print the best trial, the tables and where to look further."""
+    best = summary["best"]
+    if best is not None:
+        console.print(f"\n[bold]Best trial[/bold] {best['number']}: {best['values'][0]:.6g}")
+        for title in ("params", "user_attrs"):
+            pairs = ", ".join(f"{name}={_short(value)}" for name, value in best[title].items())
+            if pairs:
+                console.print(f"  {pairs}", markup=False, highlight=False)
+    top = summary.get("top", summary.get("pareto", []))
+    if top:
+        title = "Top trials" if best is not None else "Best trials (Pareto front)"
+        console.print(_table(title, top))
+    else:
+        console.print("No trial is complete yet.")
+    if summary["importances"]:
+        console.print(_importance_table(summary["importances"]))
+    if summary.get("figure"):
+        console.print(f"Figure: {summary['figure']}", markup=False, soft_wrap=True)
+    if summary["dashboard"]:
+        console.print(f"Look closer: {summary['dashboard']}", markup=False, soft_wrap=True)
+
+
+def save_figure(study: Study, path: Path) -> bool:
+    """Save history and slice plots of the study as one HTML file that needs no internet.
+
+    Returns:
+        Whether there was something to plot.
+    """
+    if not any(t.params for t in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))):
+        return False
+    pages: list[str] = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        for i in range(len(study.directions)):
+            options: dict[str, Any] = {}
+            if len(study.directions) > 1:
+                options = {"target": lambda t, i=i: t.values[i], "target_name": f"Objective {i}"}
+            for plot in (
+                optuna.visualization.plot_optimization_history,
+                optuna.visualization.plot_slice,
+            ):
+                pages.append(
+                    plot(study, **options).to_html(full_html=False, include_plotlyjs=not pages)
+                )
+    title = f"<meta charset='utf-8'><title>{study.study_name}</title>"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"<!doctype html>{title}{''.join(pages)}", encoding="utf-8")
+    return True
+
+
+def _ranked(study: Study, trials: list[FrozenTrial]) -> list[FrozenTrial]:
+    complete = [t for t in trials if t.state == TrialState.COMPLETE]
+    sign = -1 if study.direction == StudyDirection.MAXIMIZE else 1
+    return sorted(complete, key=lambda t: sign * t.values[0])
+
+
+def _entry(trial: FrozenTrial) -> dict[str, Any]:
+    attrs = {name: v for name, v in trial.user_attrs.items() if name not in _HIDDEN_ATTRS}
+    return {
+        "number": trial.number,
+        "values": list(trial.values),
+        "params": dict(trial.params),
+        "user_attrs": attrs,
+    }
+
+
+def _importances(study: Study) -> dict[str, float]:
+    complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    if len(complete) < _N_FOR_IMPORTANCES or len({t.values[0] for t in complete}) == 1:
+        return {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            importances = optuna.importance.get_param_importances(study)
+        except (ValueError, RuntimeError):  # such as a space that changed midway
+            return {}
+    return importances if len(importances) > 1 else {}
+
+
+def _dashboard(location: str) -> str | None:
+    try:
+        return dashboard_command(location)
+    except ValueError:
+        return None
+
+
+def _table(title: str, entries: list[dict[str, Any]]) -> Table:
+    """Return a table with a column per trial, since there may be many parameters."""
+    table = Table(title=title, title_justify="left")
+    table.add_column("trial")
+    for entry in entries:
+        table.add_column(str(entry["number"]), justify="right")
+    n_values = len(entries[0]["values"])
+    for i in range(n_values):
+        name = "value" if n_values == 1 else f"value {i}"
+        values = [f"{entry['values'][i]:.6g}" for entry in entries]
+        table.add_row(name, *values, style="bold", end_section=i == n_values - 1)
+    for name in dict.fromkeys(name for entry in entries for name in entry["params"]):
+        table.add_row(name, *(_short(entry["params"].get(name, "")) for entry in entries))
+    return table
+
+
+def _importance_table(importances: dict[str, float]) -> Table:
+    table = Table(title="Importance of the parameters", title_justify="left", show_header=False)
+    for name, value in importances.items():
+        table.add_row(name, f"{value:.2f}", "█" * round(20 * value))
+    return table
+
+
+def _short(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

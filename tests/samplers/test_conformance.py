@@ -1,0 +1,70 @@
+"""Optuna's own conformance suite on every sampler."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from optuna.samplers import BaseSampler
+from optuna.testing.pytest_samplers import BasicSamplerTestCase
+from optuna.testing.pytest_samplers import MultiObjectiveSamplerTestCase
+from optuna.testing.pytest_samplers import RelativeSamplerTestCase
+import pytest
+
+import optuna_ext
+
+
+Factory = Callable[[], BaseSampler]
+
+
+class _Contract(BasicSamplerTestCase, RelativeSamplerTestCase, MultiObjectiveSamplerTestCase):
+    pass
+
+
+class TestSobol(_Contract):
+    @pytest.fixture
+    def sampler(self) -> Factory:
+        return optuna_ext.SobolSampler
+
+
+class TestHalton(_Contract):
+    @pytest.fixture
+    def sampler(self) -> Factory:
+        return optuna_ext.HaltonSampler
+
+
+class TestHammersley(_Contract):
+    @pytest.fixture
+    def sampler(self) -> Factory:
+        return lambda: optuna_ext.HammersleySampler(n_points=7)
+
+
+class TestLatinHypercube(_Contract):
+    @pytest.fixture
+    def sampler(self) -> Factory:
+        return lambda: optuna_ext.LatinHypercubeSampler(n_points=7, retry_failed=True)
+
+
+class TestStrength2LatinHypercube(_Contract):
+    @pytest.fixture
+    def sampler(self) -> Factory:
+        return lambda: optuna_ext.LatinHypercubeSampler(n_points=9, kind="strength-2")
+
+
+class TestPoissonDisk(_Contract):
+    @pytest.fixture
+    def sampler(self) -> Factory:
+        return lambda: optuna_ext.PoissonDiskSampler(n_points=7)
+
+
+class TestPoissonDiskOfRadius(_Contract):
+    @pytest.fixture
+    def sampler(self) -> Factory:
+        return lambda: optuna_ext.PoissonDiskSampler(radius=0.3)
+
+
+class TestWarmup(_Contract):
+    @pytest.fixture
+    def sampler(self) -> Factory:
+        return lambda: optuna_ext.WarmupSampler(
+            optuna_ext.SobolSampler(), 3, optuna_ext.HaltonSampler()
+        )

@@ -1,0 +1,141 @@
+"""Studies of a tiny objective, in this process and in others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from collections.abc import Iterator
+from dataclasses import dataclass
+from dataclasses import field
+import os
+from pathlib import Path
+import signal
+import subprocess
+import sys
+import time
+
+import optuna
+from optuna.trial import FrozenTrial
+import pytest
+
+from optuna_ext import open_storage
+
+
+TOY = """
+import os
+import time
+
+from optuna.distributions import CategoricalDistribution
+from optuna.distributions import FloatDistribution
+from optuna.distributions import IntDistribution
+
+DIRECTION = "maximize"
+SPACE = {
+    "x": FloatDistribution(0.0, 1.0),
+    "kind": CategoricalDistribution(("flat", "steep")),
+    "n": IntDistribution(1, 4),  # with kind == "steep"
+}
+DEFAULTS = {"x": 0.5, "kind": "flat"}
+
+
+def objective(trial, *, epochs=2, pause=0.0, shape="plane"):
+    x = trial.suggest_float("x", 0.0, 1.0)
+    steep = trial.suggest_categorical("kind", ("flat", "steep")) == "steep"
+    slope = trial.suggest_int("n", 1, 4) if steep else 1
+    for epoch in range(epochs):
+        time.sleep(pause / epochs)
+        trial.report(slope * x, epoch)
+    return slope * x
+
+
+def fails(trial):
+    if trial.suggest_float("x", 0.0, 1.0) >= 0.0:
+        raise RuntimeError("no luck\\nat all")
+
+
+def sometimes_fails(trial):
+    if trial.number % 2:
+        raise RuntimeError("odd")
+    return trial.suggest_float("x", 0.0, 1.0)
+
+
+def talks(trial):
+    print("talk of the objective")
+    return trial.suggest_float("x", 0.0, 1.0)
+
+
+def kills_its_process(trial):
+    trial.suggest_float("x", 0.0, 1.0)
+    os.kill(os.getpid(), 9)
+
+
+def two_values(trial):
+    x = trial.suggest_float("x", 0.0, 1.0)
+    return x, 1 - x
+"""
+
+
+@dataclass
+class Toy:
+    """The tiny objective in a directory of its own, and the studies made of it there."""
+
+    folder: Path
+    processes: list[subprocess.Popen[str]] = field(default_factory=list)
+
+    @property
+    def database(self) -> Path:
+        return self.folder / "toy.db"
+
+    def arguments(self, *arguments: object, function: str = "objective") -> list[str]:
+        fixed = [f"toy.py:{function}", "--storage", "toy.db", "--study", "toy", "--no-figure"]
+        return [*fixed, *map(str, arguments)]
+
+    def start(self, *arguments: object, function: str = "objective") -> subprocess.Popen[str]:
+        """Start a study in a process group of its own, as a terminal does."""
+        process = subprocess.Popen(
+            [sys.executable, "-m", "studies.run", *self.arguments(*arguments, function=function)],
+            cwd=self.folder,
+            env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        self.processes.append(process)
+        return process
+
+    def trials(self) -> list[FrozenTrial]:
+        if not self.database.exists():
+            return []
+        storage = open_storage(self.database)
+        if "toy" not in optuna.get_all_study_names(storage):
+            return []
+        return optuna.load_study(study_name="toy", storage=storage).get_trials()
+
+    def states(self) -> dict[str, int]:
+        names = [trial.state.name for trial in self.trials()]
+        return {name: names.count(name) for name in sorted(set(names))}
+
+    def wait_for(self, condition: Callable[[list[FrozenTrial]], bool]) -> list[FrozenTrial]:
+        """Wait until the trials in the storage fulfill a condition."""
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            trials = self.trials()
+            if condition(trials):
+                return trials
+            time.sleep(0.05)
+        raise TimeoutError(f"the trials did not become what was waited for: {self.states()}")
+
+
+@pytest.fixture
+def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Toy]:
+    (tmp_path / "toy.py").write_text(TOY)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    made = Toy(tmp_path)
+    yield made
+    sys.modules.pop("toy", None)
+    for process in made.processes:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()

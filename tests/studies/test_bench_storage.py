@@ -1,0 +1,33 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from typer.testing import CliRunner
+
+from studies.bench_storage import app
+
+
+def test_json(tmp_path: Path) -> None:
+    arguments = ["--trials", "2", "--rounds", "2", "--directory", str(tmp_path), "--json"]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0
+    answer = json.loads(result.stdout)
+    theirs, ours = answer["seconds_per_trial"].values()
+    assert answer["speedup"] == [a / b for a, b in zip(theirs, ours, strict=True)]
+    assert len(ours) == 2
+    assert min(theirs + ours) > 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_table(tmp_path: Path) -> None:
+    arguments = ["--trials", "1", "--rounds", "1", "--directory", str(tmp_path)]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0
+    assert 'storage=sqlite("study.db")' in result.stdout
+
+
+def test_missing_directory(tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["--directory", str(tmp_path / "none")])
+    assert result.exit_code == 2
+    assert "does not exist" in result.stderr

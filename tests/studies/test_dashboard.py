@@ -1,0 +1,96 @@
+"""A study in optuna-dashboard, as a user's browser shows it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+import contextlib
+import shlex
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from typing import TYPE_CHECKING
+import urllib.error
+import urllib.request
+
+import pytest
+
+from studies import run
+
+
+if TYPE_CHECKING:
+    from tests.studies.conftest import Toy
+
+_FLAGS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+
+
+@pytest.fixture
+def chromium() -> str:
+    """Find a Chromium of this machine."""
+    for name in ("chromium", "chromium-browser", "google-chrome"):
+        if path := shutil.which(name):
+            return path
+    pytest.skip("NO BROWSER: install chromium to see the dashboard tested")
+
+
+@contextlib.contextmanager
+def _serve(command: str) -> Iterator[str]:
+    """Run the dashboard command that the study printed, on a free port."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    program, storage = shlex.split(command)
+    assert program == "optuna-dashboard"
+    start = "from optuna_dashboard._cli import main; main()"
+    server = subprocess.Popen(
+        [sys.executable, "-c", start, storage, "--port", str(port)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    address = f"http://127.0.0.1:{port}"
+    try:
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            with contextlib.suppress(urllib.error.URLError, ConnectionError):
+                urllib.request.urlopen(f"{address}/dashboard/", timeout=5).close()
+                break
+            time.sleep(0.2)
+        yield address
+    finally:
+        server.terminate()
+        server.wait(timeout=30)
+
+
+@pytest.mark.browser
+def test_the_dashboard_shows_history_and_best_trial(
+    toy: Toy, capsys: pytest.CaptureFixture[str], chromium: str
+) -> None:
+    from playwright.sync_api import expect
+    from playwright.sync_api import sync_playwright
+
+    assert run.main(toy.arguments("--trials", 8)) == 0
+    command = capsys.readouterr().out.partition("Look closer: ")[2].strip()
+    best = max(toy.trials(), key=lambda t: t.value or 0.0)
+    with (
+        _serve(command) as address,
+        sync_playwright() as playwright,
+        playwright.chromium.launch(executable_path=chromium, args=_FLAGS) as browser,
+    ):
+        page = browser.new_page()
+        page.goto(f"{address}/dashboard/")
+        page.get_by_text("1. toy").click(timeout=60_000)
+        points = page.locator("#plot-history path.point")
+        expect(points).to_have_count(8, timeout=60_000)
+        card = page.locator(".MuiCard-root", has_text="Best Trial").first
+        expect(card).to_contain_text(f"number={best.number}", timeout=30_000)
+        expect(card).to_contain_text(str(best.value))

@@ -1,0 +1,150 @@
+"""Signals, kills and several processes: the sum of the trials is exact all the same."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from typing import TYPE_CHECKING
+
+from optuna.trial import FrozenTrial
+from optuna.trial import TrialState
+import psutil
+import pytest
+
+
+if TYPE_CHECKING:
+    from tests.studies.conftest import Toy
+
+
+def _is_running(trials: list[FrozenTrial]) -> bool:
+    return any(t.state == TrialState.RUNNING and "process" in t.user_attrs for t in trials)
+
+
+def _has_one_done_and_one_running(trials: list[FrozenTrial]) -> bool:
+    return any(t.state == TrialState.COMPLETE for t in trials) and _is_running(trials)
+
+
+def _workers(process: subprocess.Popen[str]) -> list[psutil.Process]:
+    children: list[psutil.Process] = psutil.Process(process.pid).children()
+    return children
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_the_study_in_order(toy: Toy, number: signal.Signals, code: int) -> None:
+    command = ("--trials", 5, "--arg", "pause=0.4")
+    process = toy.start(*command)
+    toy.wait_for(_has_one_done_and_one_running)
+    os.killpg(process.pid, number)
+    out, err = process.communicate(timeout=30)
+    assert process.returncode == code
+    assert "Best trial" in out
+    assert "failed: interrupted" in err
+    assert "Traceback" not in err
+    assert toy.states()["FAIL"] == 1
+    assert "RUNNING" not in toy.states()
+    assert toy.start(*command).wait(timeout=60) == 0
+    assert toy.states() == {"COMPLETE": 4, "FAIL": 1}
+
+
+def test_a_killed_study_goes_on_to_its_total(toy: Toy) -> None:
+    command = ("--trials", 5, "--arg", "pause=0.4")
+    process = toy.start(*command)
+    toy.wait_for(_has_one_done_and_one_running)
+    process.kill()
+    process.wait(timeout=30)
+    assert toy.states()["RUNNING"] == 1
+    assert toy.start(*command).wait(timeout=60) == 0
+    assert toy.states() == {"COMPLETE": 4, "FAIL": 1}
+    (failed,) = (t for t in toy.trials() if t.state == TrialState.FAIL)
+    assert failed.user_attrs["reason"] == "its process was killed"
+
+
+def test_a_process_killed_before_it_signs_its_trial_leaves_no_orphan(toy: Toy) -> None:
+    code = """if True:
+        import os
+
+        import optuna
+
+        from optuna_ext import open_storage
+        from studies._tickets import Tickets
+
+        storage = open_storage("toy.db")
+        study = optuna.create_study(storage=storage, study_name="toy", direction="maximize")
+        assert Tickets(study, storage, location="toy.db", total=3).take()
+        study.ask()
+        os._exit(1)
+    """
+    subprocess.run([sys.executable, "-c", code], check=False, env={**os.environ, **_path()})
+    assert toy.states() == {"RUNNING": 1}
+    assert toy.start("--trials", 3).wait(timeout=60) == 0
+    assert toy.states() == {"COMPLETE": 2, "FAIL": 1}
+
+
+def _path() -> dict[str, str]:
+    import studies
+
+    return {"PYTHONPATH": os.path.dirname(os.path.dirname(str(studies.__file__)))}
+
+
+def test_two_terminals_share_one_total(toy: Toy) -> None:
+    both = [toy.start("--trials", 41, "--sampler", "random") for _ in range(2)]
+    assert [process.wait(timeout=60) for process in both] == [0, 0]
+    assert toy.states() == {"COMPLETE": 41}
+    assert len({t.params["x"] for t in toy.trials()}) == 41
+    assert len({t.user_attrs["process"] for t in toy.trials()}) == 2
+
+
+def test_a_killed_worker_is_started_again(toy: Toy) -> None:
+    process = toy.start("--trials", 16, "--workers", 2, "--arg", "pause=0.5", "--json")
+    trials = toy.wait_for(_has_one_done_and_one_running)
+    pid = int(
+        next(t for t in trials if t.state == TrialState.RUNNING).user_attrs["process"].split()[1]
+    )
+    os.kill(pid, signal.SIGKILL)
+    out, err = process.communicate(timeout=90)
+    assert process.returncode == 0
+    assert "was killed by SIGKILL: starting it again" in err
+    assert toy.states() == {"COMPLETE": 15, "FAIL": 1}
+    assert json.loads(out)["trials"]["complete"] == 15
+    assert len({t.params["x"] for t in toy.trials()}) == 16
+    assert len({t.user_attrs["process"] for t in toy.trials()}) == 3
+
+
+def test_workers_that_keep_dying_are_given_up(toy: Toy) -> None:
+    process = toy.start("--trials", 30, "--workers", 2, function="kills_its_process")
+    _, err = process.communicate(timeout=90)
+    assert process.returncode == 1
+    assert toy.states() == {"FAIL": 8}
+    assert err.count("starting it again") == 6
+    assert "Traceback" not in err
+
+
+def test_ctrl_c_ends_all_workers(toy: Toy) -> None:
+    process = toy.start("--trials", 30, "--workers", 2, "--arg", "pause=0.5")
+    toy.wait_for(_has_one_done_and_one_running)
+    workers = _workers(process)
+    assert len(workers) == 2
+    os.killpg(process.pid, signal.SIGINT)
+    out, err = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "Best trial" in out
+    assert "Traceback" not in err
+    assert not any(worker.is_running() for worker in workers)
+    assert "RUNNING" not in toy.states()
+
+
+def test_workers_end_with_their_parent(toy: Toy) -> None:
+    process = toy.start("--trials", 30, "--workers", 2, "--arg", "pause=0.5")
+    toy.wait_for(_has_one_done_and_one_running)
+    workers = _workers(process)
+    process.kill()
+    _, alive = psutil.wait_procs(workers, timeout=15)
+    assert not alive
+    assert "RUNNING" not in toy.states()
+    done = len(toy.trials())
+    time.sleep(1)
+    assert len(toy.trials()) == done

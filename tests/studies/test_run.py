@@ -1,0 +1,269 @@
+"""Studies in this process: what they write and say, and what they refuse."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+import re
+from typing import TYPE_CHECKING
+
+import optuna
+import pytest
+
+from studies import run
+
+
+if TYPE_CHECKING:
+    from tests.studies.conftest import Toy
+
+
+def _main(toy: Toy, *arguments: object, function: str = "objective") -> int:
+    return run.main(toy.arguments(*arguments, function=function))
+
+
+def test_the_same_command_goes_on_to_the_same_total(toy: Toy) -> None:
+    assert _main(toy, "--trials", 3) == 0
+    assert _main(toy, "--trials", 7) == 0
+    assert toy.states() == {"COMPLETE": 7}
+    assert _main(toy, "--trials", 7) == 0
+    assert toy.states() == {"COMPLETE": 7}
+
+
+def test_resuming_continues_the_design(toy: Toy) -> None:
+    _main(toy, "--trials", 3)
+    _main(toy, "--trials", 8)
+    resumed = [t.params for t in toy.trials()]
+    toy.database.unlink()
+    _main(toy, "--trials", 8)
+    assert resumed == [t.params for t in toy.trials()]
+
+
+def test_a_finite_design_keeps_its_size_when_the_study_grows(toy: Toy) -> None:
+    _main(toy, "--sampler", "lhs", "--trials", 4)
+    _main(toy, "--sampler", "lhs", "--trials", 8)
+    x = [t.params["x"] for t in toy.trials()]
+    assert sorted(int(4 * value) for value in x[:4]) == [0, 1, 2, 3]
+    assert sorted(int(4 * value) for value in x[4:]) == [0, 1, 2, 3]
+
+
+def test_a_resumed_random_search_does_not_repeat_its_points(toy: Toy) -> None:
+    for total in (4, 8):
+        _main(toy, "--sampler", "random", "--seed", 5, "--trials", total)
+    assert len({t.params["x"] for t in toy.trials()}) == 8
+
+
+def test_the_users_points_come_first_and_once(toy: Toy) -> None:
+    arguments = ["--param", "x=0.125", "--param", "kind=flat", "--defaults"]
+    assert _main(toy, *arguments, "--trials", 3) == 0
+    assert _main(toy, *arguments, "--trials", 5) == 0
+    params = [t.params for t in toy.trials()]
+    assert params[:2] == [{"x": 0.125, "kind": "flat"}, {"x": 0.5, "kind": "flat"}]
+    assert params.count(params[0]) == params.count(params[1]) == 1
+    assert toy.states() == {"COMPLETE": 5}
+
+
+def test_a_complete_study_takes_no_more_points(toy: Toy) -> None:
+    _main(toy, "--trials", 2)
+    assert _main(toy, "--param", "x=0.125", "--trials", 2) == 0
+    assert toy.states() == {"COMPLETE": 2}
+
+
+def test_json_is_all_there_is_on_stdout(toy: Toy, capfd: pytest.CaptureFixture[str]) -> None:
+    assert _main(toy, "--json", "--trials", 12, function="talks") == 0
+    captured = capfd.readouterr()
+    summary = json.loads(captured.out)
+    assert captured.err.count("talk of the objective") == 12
+    best = max(toy.trials(), key=lambda t: t.value or 0.0)
+    assert summary["best"]["values"] == [best.value]
+    assert summary["best"]["params"] == best.params
+    assert summary["trials"]["complete"] == 12
+    assert len(summary["top"]) == 5
+    assert summary["dashboard"] == "optuna-dashboard sqlite:///toy.db"
+
+
+def test_the_summary_says_what_was_found(toy: Toy, capsys: pytest.CaptureFixture[str]) -> None:
+    assert _main(toy, "--trials", 16) == 0
+    out = capsys.readouterr().out
+    best = max(toy.trials(), key=lambda t: t.value or 0.0)
+    assert f"Best trial {best.number}: {best.value:.6g}" in out
+    assert "Importance of the parameters" in out
+    assert "optuna-dashboard sqlite:///toy.db" in out
+
+
+def test_the_figure_shows_history_and_slices_without_internet(toy: Toy) -> None:
+    arguments = [a for a in toy.arguments("--trials", 3) if a != "--no-figure"]
+    assert run.main([*arguments, "--figure", "out/figure.html"]) == 0
+    html = Path("out/figure.html").read_text(encoding="utf-8")
+    assert "Optimization History Plot" in html
+    assert "Slice Plot" in html
+    assert not re.search(r"<(script|link)[^>]*(src|href)=", html)
+
+
+def test_several_values_give_a_pareto_front(toy: Toy, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--direction", "minimize", "--direction", "maximize", "--trials", "4"]
+    shown = [a for a in toy.arguments(*arguments, function="two_values") if a != "--no-figure"]
+    assert run.main([*shown, "--json"]) == 0
+    summary = json.loads(capsys.readouterr().out)
+    assert summary["directions"] == ["minimize", "maximize"]
+    # minimize x and maximize 1 - x: one trial is best in both
+    assert [entry["params"]["x"] for entry in summary["pareto"]] == [
+        min(t.params["x"] for t in toy.trials())
+    ]
+    assert Path(summary["figure"]).exists()
+
+
+def test_a_failing_trial_is_one_line_and_the_study_goes_on(
+    toy: Toy, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert _main(toy, "--trials", 4, function="sometimes_fails") == 0
+    assert toy.states() == {"COMPLETE": 2, "FAIL": 2}
+    err = capsys.readouterr().err
+    assert "trial 1 failed: RuntimeError: odd\n" in err
+    assert "Traceback" not in err
+
+
+def test_when_every_trial_fails_the_exit_code_is_1(
+    toy: Toy, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert _main(toy, "--trials", 3, function="fails") == 1
+    assert toy.states() == {"FAIL": 3}
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last == "error: every trial failed, the last one with RuntimeError: no luck at all"
+
+
+def test_the_timeout_starts_no_more_trials(toy: Toy) -> None:
+    assert _main(toy, "--trials", 1000, "--arg", "pause=0.1", "--timeout", 0.5) == 0
+    assert 1 <= len(toy.trials()) <= 6
+    assert set(toy.states()) == {"COMPLETE"}
+
+
+def test_a_grid_ends_when_it_is_exhausted(toy: Toy) -> None:
+    space = "search_space={'x': [0.0, 0.5], 'kind': ['flat'], 'n': [1]}"
+    for _ in range(2):
+        assert _main(toy, "--sampler", "grid", "--sampler-arg", space, "--trials", 9) == 0
+    assert sorted(t.params["x"] for t in toy.trials()) == [0.0, 0.5]
+
+
+def test_the_objective_gets_its_arguments(toy: Toy) -> None:
+    assert _main(toy, "--trials", 1, "--epochs", 3, "--arg", "pause=0.0") == 0
+    (trial,) = toy.trials()
+    assert len(trial.intermediate_values) == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--sampler", "sobl"], "did you mean 'sobol'?"),
+        (["--sampler-arg", "sed=1"], "did you mean 'seed'?"),
+        (["--sampler-arg", "seed"], "--sampler-arg must look like name=value, not 'seed'"),
+        (["--pruner", "meidan"], "did you mean 'median'?"),
+        (["--pruner", "median", "--pruner-arg", "n_startup_trials=-1"], "pruner 'median': "),
+        (["--trials", "0"], "--trials"),
+        (["--workers", "0"], "--workers"),
+        (["--trials", "many"], "--trials"),
+        (["--no-such-flag"], "--no-such-flag"),
+        (["--param", "y=1"], "unknown --param 'y'"),
+        (["--param", "x=2"], "--param x must be a number from 0.0 to 1.0, not 2"),
+        (["--param", "kind=round"], "--param kind must be one of flat, steep, not 'round'"),
+        (["--param", "n=1.5"], "--param n must be an integer from 1 to 4, not 1.5"),
+        (["--arg", "spead=1"], "unknown argument of objective 'toy' 'spead'"),
+        (["--device", "cpu"], "objective 'toy' has no argument 'device'"),
+        (["--data-dir", "here"], "objective 'toy' has no argument 'data_dir'"),
+        (["--direction", "up"], "--direction"),
+        (["--storage", "nowhere/toy.db"], "nowhere"),
+        (["--storage", "ftp://host/db"], "--storage: "),
+        (["--storage", ":memory:"], "name a file"),
+    ],
+)
+def test_a_mistake_is_one_sentence_and_nothing_is_written(
+    toy: Toy, capsys: pytest.CaptureFixture[str], arguments: list[str], sentence: str
+) -> None:
+    before = sorted(toy.folder.iterdir())
+    assert _main(toy, *arguments) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert sentence in captured.err
+    assert len(captured.err.splitlines()) == 1
+    assert sorted(toy.folder.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("target", "sentence"),
+    [
+        ("toy.py:objectiv", "did you mean 'objective'?"),
+        ("other.py:objective", "there is no file 'other.py'"),
+        ("toy.py", "must be module:function or path/to/file.py:function"),
+        ("no_such_module:objective", "cannot import 'no_such_module'"),
+        ("broken.py:objective", "cannot import 'broken.py': SyntaxError"),
+    ],
+)
+def test_an_objective_that_is_not_there(
+    toy: Toy, capsys: pytest.CaptureFixture[str], target: str, sentence: str
+) -> None:
+    (toy.folder / "broken.py").write_text("def objective(trial:\n")
+    assert run.main([target]) == 2
+    assert sentence in capsys.readouterr().err
+    assert not (toy.folder / "runs").exists()
+
+
+def test_another_study_is_not_touched(toy: Toy, capsys: pytest.CaptureFixture[str]) -> None:
+    _main(toy, "--trials", 2)
+    before = toy.trials()
+    for arguments, function, sentence in (
+        (["--direction", "minimize"], "objective", "has direction maximize, not minimize"),
+        (["--epochs", "5"], "objective", "was made with epochs=2, not 5"),
+        (["--arg", "shape=hill"], "objective", "was made with shape='plane', not 'hill'"),
+        ([], "talks", "is of objective 'toy', not 'toy-talks'"),
+    ):
+        capsys.readouterr()
+        assert _main(toy, *arguments, "--trials", 4, function=function) == 2
+        err = capsys.readouterr().err
+        assert sentence in err
+        assert len(err.splitlines()) == 1
+        assert toy.trials() == before
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [
+        lambda trial: trial.suggest_float("z", 0.0, 1.0),
+        lambda trial: float(trial.suggest_int("x", 0, 1)),
+    ],
+    ids=["other name", "other kind"],
+)
+def test_a_study_of_another_program_with_another_space_is_not_touched(
+    toy: Toy,
+    capsys: pytest.CaptureFixture[str],
+    objective: optuna.study.study.ObjectiveFuncType,
+) -> None:
+    study = optuna.create_study(
+        study_name="toy", storage=f"sqlite:///{toy.database}", direction="maximize"
+    )
+    study.optimize(objective, n_trials=1)
+    assert _main(toy, "--trials", 4) == 2
+    assert "has a parameter" in capsys.readouterr().err
+    assert len(toy.trials()) == 1
+
+
+def test_running_trials_of_other_programs_are_left_alone(toy: Toy) -> None:
+    study = optuna.create_study(
+        study_name="toy", storage=f"sqlite:///{toy.database}", direction="maximize"
+    )
+    trial = study.ask()
+    assert _main(toy, "--trials", 3) == 0
+    assert toy.states() == {"COMPLETE": 2, "RUNNING": 1}
+    study.tell(trial, 0.0)
+    assert toy.states() == {"COMPLETE": 3}
+
+
+def test_the_default_storage_and_name(toy: Toy) -> None:
+    assert run.main(["toy.py:objective", "--trials", "1", "--arg", "shape=hill"]) == 0
+    names = {path.name for path in Path("runs").iterdir()}
+    assert {"toy.db", "toy-hill.html"} <= names
+
+
+def test_help_names_every_choice(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run.main(["--help"]) == 0
+    out = capsys.readouterr().out
+    for flag in ("--sampler", "--trials", "--workers", "--direction", "--json"):
+        assert flag in out
