@@ -103,7 +103,9 @@ def _informants(
     """Return the indices of the best rows of a particle's neighbors and its own, best first."""
     particles = history.numbers % n_particles
     distance = np.abs(particles - particle)
-    near = np.minimum(distance, n_particles - distance) <= (1 if topology == "ring" else n_particles)
+    near = np.minimum(distance, n_particles - distance) <= (
+        1 if topology == "ring" else n_particles
+    )
     order = np.flatnonzero(near)
     order = order[np.argsort(history.values[order], kind="stable")]
     _, first = np.unique(particles[order], return_index=True)

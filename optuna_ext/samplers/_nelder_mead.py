@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING
 
-from optuna_ext.moves.simplex import SimplexSearch
-from optuna_ext.points._checks import check_int
+from optuna_ext._checks import check_int
+from optuna_ext.moves.replay import Replay
+from optuna_ext.moves.simplex import local_search
 from optuna_ext.samplers._history import HistorySampler
 from optuna_ext.samplers._snap import snap_to
 
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     from optuna.samplers import BaseSampler
 
     from optuna_ext.moves import History
+    from optuna_ext.moves.replay import Snap
     from optuna_ext.samplers._history import FailedTrials
     from optuna_ext.space import UnitSpace
 
@@ -124,22 +127,25 @@ class NelderMeadSampler(HistorySampler):
         self._edge = edge
         self._adaptive = bool(adaptive)
         self._tolerance = tolerance
-        self._search: tuple[dict[str, BaseDistribution], SimplexSearch] | None = None  # a cache
+        self._replay: tuple[dict[str, BaseDistribution], Replay] | None = None  # a cache
 
     def __getstate__(self) -> dict[str, Any]:
-        return super().__getstate__() | {"_search": None}
+        return super().__getstate__() | {"_replay": None}
 
     def _next_row(
         self, history: History, space: UnitSpace, number: int, rng: np.random.Generator
     ) -> np.ndarray:
         del number, rng  # everything follows from the history
-        if self._search is None or self._search[0] != space.distributions:
-            search = SimplexSearch(
-                n_startup=self._n_startup_trials,
-                edge=self._edge,
-                adaptive=self._adaptive,
-                tolerance=self._tolerance,
-                snap=snap_to(space),
-            )
-            self._search = space.distributions, search
-        return self._search[1].next_row(history)
+        if self._replay is None or self._replay[0] != space.distributions:
+            self._replay = space.distributions, self._start_replay(snap_to(space))
+        return self._replay[1].next_row(history)
+
+    def _start_replay(self, snap: Snap) -> Replay:
+        search = functools.partial(
+            local_search,
+            edge=self._edge,
+            adaptive=self._adaptive,
+            tolerance=self._tolerance,
+            snap=snap,
+        )
+        return Replay(search, n_startup=self._n_startup_trials, snap=snap)

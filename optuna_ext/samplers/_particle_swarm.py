@@ -3,8 +3,8 @@ from __future__ import annotations
 from typing import get_args
 from typing import TYPE_CHECKING
 
+from optuna_ext._checks import check_int
 from optuna_ext.moves import swarm
-from optuna_ext.points._checks import check_int
 from optuna_ext.samplers._history import HistorySampler
 from optuna_ext.samplers._snap import snap_to
 
