@@ -6,7 +6,6 @@ The population is a function of the history; nothing is remembered. ``P`` is its
 from __future__ import annotations
 
 from dataclasses import dataclass
-from dataclasses import replace
 import math
 
 import numpy as np
@@ -71,16 +70,10 @@ def earlier_generations(history: History, number: int, size: int) -> History:
         size: Size ``P`` of the population.
 
     Returns:
-        The first rows of ``history``, so that indices into them hold there, too.
+        The first rows of ``history``: indices into them hold there, too.
     """
-    n = int(np.searchsorted(history.numbers, number - number % size)) or len(history)
-    return replace(
-        history,
-        rows=history.rows[:n],
-        values=history.values[:n],
-        ties=history.ties[:n],
-        numbers=history.numbers[:n],
-    )
+    earlier = history.before(number - number % size)
+    return earlier if len(earlier) else history
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,8 +127,9 @@ def breed(
     rows = history.rows[survivors]
     donor = history.inherit(np.full(rows.shape[1], np.nan))
     probabilities = breeding.selection(history.values[survivors])
-    for attempt in range(2 * _ATTEMPTS):
-        if attempt < _ATTEMPTS or breeding.mutation_prob == 0:
+    n_attempts = _ATTEMPTS if breeding.mutation_prob == 0 else 2 * _ATTEMPTS
+    for attempt in range(n_attempts):
+        if attempt < _ATTEMPTS:
             parents = rows[_draw(probabilities, breeding, rng)]
             child = _child(parents, donor, breeding, history.n_values, scales, snap, rng)
         else:
@@ -154,15 +148,14 @@ def _child(
     snap: Snap,
     rng: np.random.Generator,
 ) -> np.ndarray:
-    present = ~np.isnan(parents).all(axis=0)
+    n_present = np.count_nonzero(~np.isnan(parents).all(axis=0))
     parents = np.where(np.isnan(parents), donor, parents)
     row = _snapped(breeding.crossover(parents, rng), snap) if len(parents) > 1 else parents[0]
-    prob = breeding.mutation_prob
-    if prob is None:
-        prob = 1 / np.count_nonzero(present)
+    prob = 1 / n_present if breeding.mutation_prob is None else breeding.mutation_prob
+    # Also where the parents have nothing: it is needed if the child takes the donor's branch.
     return mutate(
         row,
-        np.where(present, prob, 0.0),
+        prob,
         n_values=n_values,
         scales=scales,
         snap=snap,

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from dataclasses import replace
 
 import numpy as np
 
@@ -41,6 +42,20 @@ class History:
     def ranking(self) -> np.ndarray:
         """Return the indices of ``rows`` from best to worst; the older of two equals is better."""
         return np.lexsort((self.numbers, self.ties, self.values))
+
+    def before(self, number: int) -> History:
+        """Return the history with only the evaluated rows of trials before ``number``.
+
+        They come first in this history, too: indices into them hold in both.
+        """
+        n = int(np.searchsorted(self.numbers, number))
+        return replace(
+            self,
+            rows=self.rows[:n],
+            values=self.values[:n],
+            ties=self.ties[:n],
+            numbers=self.numbers[:n],
+        )
 
     def is_taken(self, row: np.ndarray) -> bool:
         """Tell whether evaluating ``row`` would repeat a trial.

@@ -142,7 +142,7 @@ class Mutation:
 
 def mutate(
     row: np.ndarray,
-    probabilities: np.ndarray,
+    prob: float,
     *,
     scales: tuple[Scale | None, ...],
     n_values: tuple[int | None, ...],
@@ -150,11 +150,11 @@ def mutate(
     mutation: Mutation,
     rng: np.random.Generator,
 ) -> np.ndarray:
-    """Return a row in which each coordinate has changed with its own probability.
+    """Return a row in which each coordinate has changed with the same probability.
 
     Args:
         row: Row of values, shape ``(d,)``, in ``[0, 1)``; NaN is never changed.
-        probabilities: Probability of each coordinate to change, shape ``(d,)``.
+        prob: Probability of each coordinate to change, in ``[0, 1]``.
         scales: For each column its values, None if they have no order.
         n_values: For each column the number of its values, None if continuous.
         snap: Gives the coordinate of a column's nearest value.
@@ -165,7 +165,7 @@ def mutate(
         Row of shape ``(d,)``.
     """
     row = row.copy()
-    changes = rng.random(len(row)) < probabilities
+    changes = rng.random(len(row)) < prob
     for column in np.flatnonzero(changes & ~np.isnan(row)).tolist():
         u, scale, n = float(row[column]), scales[column], n_values[column]
         if scale is None:

@@ -9,13 +9,13 @@ from optuna.distributions import FloatDistribution
 from optuna.distributions import IntDistribution
 from optuna.samplers.nsgaii import BaseCrossover
 
+from optuna_ext._checks import check_int
 from optuna_ext.moves import evolution
 from optuna_ext.moves.selection import Selection
 from optuna_ext.moves.selection import SELECTIONS
 from optuna_ext.moves.variation import Mutation
 from optuna_ext.moves.variation import Scale
 from optuna_ext.moves.variation import uniform_crossover
-from optuna_ext.points._checks import check_int
 from optuna_ext.points._checks import LAST
 from optuna_ext.samplers import _host
 from optuna_ext.samplers._history import FailedTrials

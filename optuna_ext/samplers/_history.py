@@ -13,7 +13,7 @@ import numpy as np
 from optuna.samplers import BaseSampler
 from optuna.study import StudyDirection
 
-from optuna_ext.points._checks import check_int
+from optuna_ext._checks import check_int
 from optuna_ext.samplers import _host
 from optuna_ext.samplers._sobol import SobolSampler
 from optuna_ext.samplers._trial_table import TrialTable
@@ -54,8 +54,9 @@ class HistorySampler(BaseSampler, abc.ABC):
 
     Workers that are between reading the history and storing their parameters cannot see each
     other's choice. So, while other trials are running, a trial first writes its plan, then reads
-    the others' and gives way to an equal one: two trials that both end up with the same row would
-    each have read the history before the other had written, which cannot be.
+    the others' (some may be finished by now) and gives way to an equal one: two trials that both
+    end up with the same row would each have read the history before the other had written, which
+    cannot be.
     """
 
     def __init__(
@@ -119,6 +120,7 @@ class HistorySampler(BaseSampler, abc.ABC):
     def infer_relative_search_space(
         self, study: Study, trial: FrozenTrial
     ) -> dict[str, BaseDistribution]:
+        self._check_objectives(study)
         table = self._read(study)
         if self._is_startup(table, trial):
             return self._startup.infer_relative_search_space(study, trial)
@@ -145,17 +147,14 @@ class HistorySampler(BaseSampler, abc.ABC):
         param_name: str,
         param_distribution: BaseDistribution,
     ) -> Any:
+        self._check_objectives(study)
         plan = self._plans.get((study.study_name, trial.number), {})
         if param_name in plan:  # but its value is outside this trial's range
             return from_unit(param_distribution, plan[param_name])
         return self._startup.sample_independent(study, trial, param_name, param_distribution)
 
     def before_trial(self, study: Study, trial: FrozenTrial) -> None:
-        if len(study.directions) > 1:
-            raise ValueError(
-                f"`{type(self).__name__}` needs a study with one objective, but this one has "
-                f"{len(study.directions)}."
-            )
+        self._check_objectives(study)
         self._startup.before_trial(study, trial)
 
     def after_trial(
@@ -167,6 +166,13 @@ class HistorySampler(BaseSampler, abc.ABC):
     ) -> None:
         self._plans.pop((study.study_name, trial.number), None)
         self._startup.after_trial(study, trial, state, values)
+
+    def _check_objectives(self, study: Study) -> None:
+        if len(study.directions) > 1:
+            raise ValueError(
+                f"`{type(self).__name__}` needs a study with one objective, but this one has "
+                f"{len(study.directions)}."
+            )
 
     def _seed_of(self, study: Study) -> int:
         return _host.seed_from_name(study) if self._seed is None else self._seed
@@ -188,10 +194,9 @@ class HistorySampler(BaseSampler, abc.ABC):
             return tables[study_id]
 
     def _read(self, study: Study) -> TrialTable:
-        trials = _host.all_trials(study)
         table = self._table(study)
-        with self._lock:
-            table.update(trials)
+        with self._lock:  # also while reading: an older list must not come after a newer one
+            table.update(_host.all_trials(study))
         return table
 
     def _is_startup(self, table: TrialTable, trial: FrozenTrial) -> bool:
@@ -200,8 +205,8 @@ class HistorySampler(BaseSampler, abc.ABC):
     def _plan(
         self, study: Study, trial: FrozenTrial, table: TrialTable, space: UnitSpace
     ) -> dict[str, float]:
+        history = table.history(space, exclude=trial.number)
         for _ in range(_MAX_PLANS):
-            history = table.history(space, exclude=trial.number)
             rng = self._rng(study, trial.number)
             row = self._next_row(history, space, trial.number, rng)
             plan = {
@@ -212,7 +217,7 @@ class HistorySampler(BaseSampler, abc.ABC):
             if not len(history.pending_numbers):
                 break
             _host.set_trial_user_attr(study, trial, _PLAN, plan)
-            table = self._read(study)
-            if not table.is_planned(plan, exclude=trial.number):
+            known, history = history, self._read(study).history(space, exclude=trial.number)
+            if known.is_taken(row) or not history.is_taken(row):
                 break
         return plan

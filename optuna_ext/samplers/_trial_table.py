@@ -122,14 +122,6 @@ class TrialTable:
             ordered=tuple(is_ordered(space.distributions[name]) for name in space.names),
         )
 
-    def is_planned(self, plan: dict[str, float], *, exclude: int) -> bool:
-        """Tell whether another running trial has the same plan."""
-        return any(
-            self._trials[n].user_attrs.get(self._plan_key) == plan
-            for n in self._open
-            if n != exclude and self._state[n] == _RUNNING
-        )
-
     def _grow(self) -> None:
         size = max(64, len(self._state))
         self._state = np.concatenate([self._state, np.full(size, _UNSEEN, np.int8)])
