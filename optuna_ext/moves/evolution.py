@@ -34,9 +34,11 @@ def elitism(history: History, size: int, *, n_elites: int) -> np.ndarray:
     Returns:
         Indices of at most ``P`` rows, best first.
     """
-    ranking = _ranking(history)
-    youngest = np.sort(ranking[n_elites:])[::-1][: size - n_elites]
-    return ranking[np.isin(ranking, np.concatenate([ranking[:n_elites], youngest]))]
+    elites = _best(history, n_elites)
+    recent = np.arange(max(0, len(history) - size), len(history))
+    others = recent[~np.isin(recent, elites)]
+    youngest = others[max(0, len(others) - size + n_elites) :]
+    return _sorted(history, np.concatenate([elites, youngest]))
 
 
 def duels(history: History, size: int) -> np.ndarray:
@@ -53,7 +55,7 @@ def duels(history: History, size: int) -> np.ndarray:
     Returns:
         Indices of at most ``P`` rows, best first.
     """
-    ranking = _ranking(history)
+    ranking = _sorted(history, np.arange(len(history)))
     _, winners = np.unique(history.numbers[ranking] % size, return_index=True)
     return ranking[np.sort(winners)]
 
@@ -125,7 +127,9 @@ def breed(
         Row of shape ``(d,)``, in ``[0, 1)``, NaN where no evaluated row has the coordinate.
     """
     rows = history.rows[survivors]
-    donor = history.inherit(np.full(rows.shape[1], np.nan))
+    donor = rows[0]
+    if np.isnan(rows).any():
+        donor = history.inherit(np.full(rows.shape[1], np.nan))
     probabilities = breeding.selection(history.values[survivors])
     n_attempts = _ATTEMPTS if breeding.mutation_prob == 0 else 2 * _ATTEMPTS
     for attempt in range(n_attempts):
@@ -172,12 +176,26 @@ def _draw(probabilities: np.ndarray, breeding: Breeding, rng: np.random.Generato
     return rng.choice(len(probabilities), n, replace=scarce, p=probabilities)
 
 
-def _ranking(history: History) -> np.ndarray:
-    """Return the indices of all rows, best first.
+def _best(history: History, n: int) -> np.ndarray:
+    """Return the indices of the ``n`` best rows, or of all; sorts only what may be among them."""
+    if not n:
+        return np.arange(0)
+    values = history.values
+    if len(values) > n:
+        candidates = np.flatnonzero(values <= np.partition(values, n - 1)[n - 1])
+    else:
+        candidates = np.arange(len(values))
+    return _sorted(history, candidates)[:n]
+
+
+def _sorted(history: History, indices: np.ndarray) -> np.ndarray:
+    """Return the indices of rows, best first.
 
     The younger of two equals comes first, so that a population on a plateau wanders about.
     """
-    return np.lexsort((-history.numbers, history.ties, history.values))
+    values, ties = history.values[indices], history.ties[indices]
+    ranking: np.ndarray = indices[np.lexsort((-history.numbers[indices], ties, values))]
+    return ranking
 
 
 def _snapped(row: np.ndarray, snap: Snap) -> np.ndarray:
