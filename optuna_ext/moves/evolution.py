@@ -83,7 +83,7 @@ class Breeding:
     """How parents are chosen and children made.
 
     Attributes:
-        selection: Gives each survivor's probability to become a parent, from their values.
+        selection: Gives the survivors' probabilities to become parents, from their values.
         crossover: Makes one row from the rows of ``n_parents`` parents.
         n_parents: Number of parents; different ones, if that many can be selected.
         crossover_prob: Probability of a crossover; a child without has one parent.
@@ -117,7 +117,7 @@ def breed(
 
     Args:
         history: Evaluated and pending rows, at least one evaluated.
-        survivors: Indices of the population, at least one.
+        survivors: Indices of the population, at least one, best first.
         breeding: How parents are chosen and children made.
         scales: For each column its values, None if they have no order.
         snap: Gives the coordinate of a column's nearest value.

@@ -1,8 +1,8 @@
 """Who becomes a parent: values in, probabilities out.
 
-Each function takes the values of a population, minimized, and returns the probability of each
-individual to be drawn. All but :func:`softmax` look at ranks only. Equal values get equal
-probabilities: ties share what their ranks would get.
+Each function takes the values of a population, minimized, from the best to the worst, and returns
+the probability of each individual to be drawn. All but :func:`softmax` look at ranks only, which
+are the places in the list: whoever sorted it has told equals apart.
 
 "Inversely proportional to the loss", which is often read, is not among them: it is undefined for
 losses that are zero or negative, and adding a constant to the loss would change it.
@@ -23,7 +23,7 @@ def rank(values: np.ndarray, *, pressure: float = 2.0) -> np.ndarray:
     """Return probabilities that fall linearly with the rank.
 
     Args:
-        values: Values of the population, shape ``(m,)``, ``m >= 1``; ``+inf`` is the worst.
+        values: Values, shape ``(m,)``, ``m >= 1``, ascending; ``+inf`` is the worst.
         pressure: How many times as often as an average individual the best is drawn, in
             ``[1, 2]``; 1 is uniform, and with 2 the worst is never drawn.
 
@@ -39,8 +39,7 @@ def rank(values: np.ndarray, *, pressure: float = 2.0) -> np.ndarray:
     if not 1.0 <= pressure <= 2.0:
         raise ValueError(f"`pressure` must be in [1, 2], but got {pressure}.")
     m = len(values)
-    weights = pressure - (2 * pressure - 2) * np.arange(m) / max(m - 1, 1)
-    return _by_rank(values, weights)
+    return _normalized(pressure - (2 * pressure - 2) * np.arange(m) / max(m - 1, 1))
 
 
 def tournament(values: np.ndarray, *, size: int = 2) -> np.ndarray:
@@ -50,7 +49,7 @@ def tournament(values: np.ndarray, *, size: int = 2) -> np.ndarray:
     individual with ``r`` better ones wins with ``((m - r)^size - (m - r - 1)^size) / m^size``.
 
     Args:
-        values: Values of the population, shape ``(m,)``, ``m >= 1``; ``+inf`` is the worst.
+        values: Values, shape ``(m,)``, ``m >= 1``, ascending; ``+inf`` is the worst.
         size: Number of individuals in a tournament, ``size >= 1``; 1 is uniform.
 
     Returns:
@@ -66,14 +65,14 @@ def tournament(values: np.ndarray, *, size: int = 2) -> np.ndarray:
         raise ValueError(f"`size` must be at least 1, but got {size}.")
     m = len(values)
     not_better = (m - np.arange(m + 1)) / m
-    return _by_rank(values, -np.diff(not_better**size))
+    return _normalized(-np.diff(not_better**size))
 
 
 def truncation(values: np.ndarray, *, fraction: float = 0.25) -> np.ndarray:
     """Return equal probabilities for the best individuals and zero for the others.
 
     Args:
-        values: Values of the population, shape ``(m,)``, ``m >= 1``; ``+inf`` is the worst.
+        values: Values, shape ``(m,)``, ``m >= 1``, ascending; ``+inf`` is the worst.
         fraction: Share of the population that may be drawn, in ``(0, 1]``, rounded up.
 
     Returns:
@@ -85,7 +84,7 @@ def truncation(values: np.ndarray, *, fraction: float = 0.25) -> np.ndarray:
     if not 0.0 < fraction <= 1.0:
         raise ValueError(f"`fraction` must be in (0, 1], but got {fraction}.")
     m = len(values)
-    return _by_rank(values, (np.arange(m) < math.ceil(fraction * m)).astype(float))
+    return _normalized((np.arange(m) < math.ceil(fraction * m)).astype(float))
 
 
 def softmax(values: np.ndarray, *, temperature: float = 0.5) -> np.ndarray:
@@ -96,7 +95,7 @@ def softmax(values: np.ndarray, *, temperature: float = 0.5) -> np.ndarray:
     drawn unless all have it.
 
     Args:
-        values: Values of the population, shape ``(m,)``, ``m >= 1``; ``+inf`` is the worst.
+        values: Values, shape ``(m,)``, ``m >= 1``, ascending; ``+inf`` is the worst.
         temperature: Positive; the lower, the greedier.
 
     Returns:
@@ -107,14 +106,13 @@ def softmax(values: np.ndarray, *, temperature: float = 0.5) -> np.ndarray:
     """
     if not temperature > 0.0:
         raise ValueError(f"`temperature` must be positive, but got {temperature}.")
-    best = values.min()
+    best = values[0]
     with np.errstate(invalid="ignore", over="ignore"):
         gaps = np.where(values == best, 0.0, values - best)
         comparable = np.isfinite(gaps)
         spread = gaps[comparable].std() or 1.0  # infinite beyond the doubles: all alike
         weights = np.where(comparable, np.exp(-gaps / spread / temperature), 0.0)
-    probabilities: np.ndarray = weights / weights.sum()
-    return probabilities
+    return _normalized(weights)
 
 
 SELECTIONS: dict[str, Selection] = {
@@ -125,10 +123,6 @@ SELECTIONS: dict[str, Selection] = {
 }
 
 
-def _by_rank(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Give the individuals the weights of their ranks; ties share theirs."""
-    ordered, group = np.unique(values, return_inverse=True)
-    ranks = np.argsort(np.argsort(values, kind="stable"), kind="stable")
-    shared = np.bincount(group, weights[ranks], len(ordered)) / np.bincount(group)
-    probabilities: np.ndarray = shared[group] / weights.sum()
+def _normalized(weights: np.ndarray) -> np.ndarray:
+    probabilities: np.ndarray = weights / weights.sum()
     return probabilities

@@ -85,7 +85,7 @@ class EvolutionarySampler(HistorySampler):
             alike), ``"tournament"`` (the better of two), ``"rank"`` (linearly by rank) or
             ``"softmax"`` (exponentially by value, in standard deviations; a probability
             *inversely proportional* to a loss would be undefined for losses that are not
-            positive). Or a function from values to probabilities, such as those of
+            positive). Or a function from ascending values to probabilities, such as those of
             :mod:`optuna_ext.moves.selection` with other arguments.
         crossover:
             A crossover of :mod:`optuna.samplers.nsgaii` for the numbers; choices always come from

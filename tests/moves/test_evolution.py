@@ -135,7 +135,7 @@ def test_without_mutation_every_gene_is_a_parents() -> None:
 def test_parents_are_drawn_as_the_selection_says(
     selection: Callable[[np.ndarray], np.ndarray],
 ) -> None:
-    values = [3.0, 1.0, 2.0, 5.0, 4.0]
+    values = [1.0, 2.0, 3.0, 4.0, 5.0]
     rows = np.array([[level(i % 4), level(i // 4)] for i in range(5)])
     past = history(values, rows)
     drawn = [
