@@ -116,22 +116,24 @@ class Replay:
 
     def _continues(self, old: History, new: History) -> bool:
         """Tell whether a replay of ``new`` comes by where the replay of ``old`` stands."""
-        if (old.n_values, old.ordered) != (new.n_values, new.ordered) or len(new) < len(old):
+        if not self._starts or len(new) < len(old):
+            return False
+        if (old.n_values, old.ordered) != (new.n_values, new.ordered):
             return False
         at = np.searchsorted(new.numbers, old.numbers)
-        if len(old) and not (
-            at[-1] < len(new)
-            and np.array_equal(old.numbers, new.numbers[at])
+        if at[-1] >= len(new) or not (
+            np.array_equal(old.numbers, new.numbers[at])
             and np.array_equal(old.values, new.values[at])
             and np.array_equal(old.rows, new.rows[at], equal_nan=True)
         ):
             return False
         # Trials that ended after younger ones: had one been an answer in a younger one's place?
-        late = np.setdiff1d(np.arange(at[-1] if len(at) else 0), at)
-        return bool(self._starts) and not any(
+        is_new = np.full(len(new), True)
+        is_new[at] = False
+        return not any(
             self._last_start > new.numbers[i]
             or any(run.would_change(new.rows[i], new.numbers[i]) for run in self._runs)
-            for i in late
+            for i in np.flatnonzero(is_new[: at[-1]])
         )
 
 
@@ -198,8 +200,11 @@ def find(rows: np.ndarray, row: np.ndarray) -> int | None:
     NaN agrees with every coordinate: it was not asked for, or any will do. There must be at least
     one coordinate that both have.
     """
-    apart = np.abs(rows - row)
-    found = np.flatnonzero(~(apart >= SAME).any(axis=1) & (apart < SAME).any(axis=1))
+    found = np.arange(len(rows))
+    columns = np.flatnonzero(~np.isnan(row))
+    for column in columns:  # a few columns leave only a few rows to look at
+        found = found[~(np.abs(rows[found, column] - row[column]) >= SAME)]
+    found = found[~np.isnan(rows[np.ix_(found, columns)]).all(axis=1)]
     return int(found[0]) if len(found) else None
 
 

@@ -25,7 +25,7 @@ def nelder_mead(
     simplex: np.ndarray,
     *,
     values: np.ndarray | None = None,
-    adaptive: bool = True,
+    adaptive: bool = False,
     tolerance: float = 1e-2,
     is_flat: Callable[[np.ndarray], bool] | None = None,
 ) -> Search[None]:
@@ -143,7 +143,7 @@ def local_search(
     history: History,
     *,
     edge: float = 0.25,
-    adaptive: bool = True,
+    adaptive: bool = False,
     tolerance: float = 1e-2,
     snap: Snap = np.copy,
 ) -> Search[Evaluation]:

@@ -65,9 +65,9 @@ class NelderMeadSampler(HistorySampler):
             Length of the first simplex's edges as a share of each parameter's range, in
             ``(0, 0.5]``. Where a parameter has few values, one step if that is longer.
         adaptive:
-            Whether to adapt the coefficients to the number of dimensions (Gao and Han 2012). With
-            more than two numbers, the simplex then keeps its shape longer, at the price of
-            shrinking more slowly: for ten numbers and more, and hundreds of trials.
+            Whether the coefficients depend on the number of dimensions ``d`` (Gao and Han 2012).
+            For ``d > 2`` the simplex then shrinks more slowly and keeps its shape. That pays from
+            about ten dimensions and a thousand trials on; in a hundred trials it gets less far.
         tolerance:
             A simplex has converged when it is not longer than this along any axis, as a share of
             the parameter's range, or when all of its corners stand for the same parameters.
@@ -102,7 +102,7 @@ class NelderMeadSampler(HistorySampler):
         self,
         *,
         edge: float = 0.25,
-        adaptive: bool = True,
+        adaptive: bool = False,
         tolerance: float = 0.01,
         n_startup_trials: int = 16,
         startup_sampler: BaseSampler | None = None,

@@ -86,7 +86,7 @@ def test_evaluates_the_points_that_scipy_does_up_to_the_first_bound() -> None:
     expected = np.array(scipys(corner(3), slope, 100, adaptive=True))
     first = int(np.argmax((expected < 0).any(axis=1)))
     assert 5 < first < 100
-    rows = follow(nelder_mead(corner(3)), slope, first + 1)
+    rows = follow(nelder_mead(corner(3), adaptive=True), slope, first + 1)
     np.testing.assert_allclose(rows[:first], expected[:first], rtol=0, atol=1e-9)
     np.testing.assert_allclose(rows[first], np.abs(expected[first]), rtol=0, atol=1e-9)
 
