@@ -1,3 +1,4 @@
+from optuna_ext.samplers._approximate_gradient import ApproximateGradientSampler
 from optuna_ext.samplers._evolutionary import EvolutionarySampler
 from optuna_ext.samplers._halton import HaltonSampler
 from optuna_ext.samplers._hammersley import HammersleySampler
@@ -10,6 +11,7 @@ from optuna_ext.samplers._warmup import WarmupSampler
 
 
 __all__ = [
+    "ApproximateGradientSampler",
     "EvolutionarySampler",
     "HaltonSampler",
     "HammersleySampler",

@@ -15,6 +15,8 @@ from optuna.study import StudyDirection
 
 from optuna_ext._checks import check_int
 from optuna_ext.samplers import _host
+from optuna_ext.samplers._design import DesignSampler
+from optuna_ext.samplers._levels import Levels
 from optuna_ext.samplers._sobol import SobolSampler
 from optuna_ext.samplers._trial_table import TrialTable
 from optuna_ext.space import from_unit
@@ -93,9 +95,10 @@ class HistorySampler(BaseSampler, abc.ABC):
         )
         # Coordinates planned for running trials, for values that their distributions do not have.
         self._plans: dict[tuple[str, int], dict[str, float]] = {}
+        self._unit_space_cache: tuple[dict[str, BaseDistribution], UnitSpace] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        caches = ("_lock", "_tables", "_plans")
+        caches = ("_lock", "_tables", "_plans", "_unit_space_cache")
         return {key: value for key, value in vars(self).items() if key not in caches}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -117,6 +120,11 @@ class HistorySampler(BaseSampler, abc.ABC):
         del trial
         return 0.0
 
+    def _admissible(self, name: str, distribution: BaseDistribution) -> BaseDistribution:
+        """Return the distribution of those values of a parameter that are to be tried."""
+        del name
+        return distribution
+
     def infer_relative_search_space(
         self, study: Study, trial: FrozenTrial
     ) -> dict[str, BaseDistribution]:
@@ -133,12 +141,14 @@ class HistorySampler(BaseSampler, abc.ABC):
         with self._lock:
             table = self._table(study)
             if self._is_startup(table, trial):
-                return self._startup.sample_relative(study, trial, search_space)
+                params = self._startup.sample_relative(study, trial, search_space)
+                return {n: self._admit(n, v, search_space[n]) for n, v in params.items()}
             if not search_space:
                 return {}
-            plan = self._plan(study, trial, table, UnitSpace(search_space))
+            space = self._unit_space(search_space)
+            plan = self._plan(study, trial, table, space)
         self._plans[study.study_name, trial.number] = plan
-        return {name: from_unit(search_space[name], u) for name, u in plan.items()}
+        return {name: from_unit(space.distributions[name], u) for name, u in plan.items()}
 
     def sample_independent(
         self,
@@ -149,9 +159,13 @@ class HistorySampler(BaseSampler, abc.ABC):
     ) -> Any:
         self._check_objectives(study)
         plan = self._plans.get((study.study_name, trial.number), {})
+        distribution = self._admissible(param_name, param_distribution)
         if param_name in plan:  # but its value is outside this trial's range
-            return from_unit(param_distribution, plan[param_name])
-        return self._startup.sample_independent(study, trial, param_name, param_distribution)
+            return from_unit(distribution, plan[param_name])
+        if isinstance(self._startup, DesignSampler):  # it spreads over whatever there is
+            return self._startup.sample_independent(study, trial, param_name, distribution)
+        value = self._startup.sample_independent(study, trial, param_name, param_distribution)
+        return self._admit(param_name, value, param_distribution)
 
     def before_trial(self, study: Study, trial: FrozenTrial) -> None:
         self._check_objectives(study)
@@ -173,6 +187,17 @@ class HistorySampler(BaseSampler, abc.ABC):
                 f"`{type(self).__name__}` needs a study with one objective, but this one has "
                 f"{len(study.directions)}."
             )
+
+    def _admit(self, name: str, value: Any, distribution: BaseDistribution) -> Any:
+        """Return the value to be tried that is nearest to the one given."""
+        admissible = self._admissible(name, distribution)
+        return admissible.nearest(value) if isinstance(admissible, Levels) else value
+
+    def _unit_space(self, search_space: Mapping[str, BaseDistribution]) -> UnitSpace:
+        if self._unit_space_cache is None or self._unit_space_cache[0] != search_space:
+            space = UnitSpace({n: self._admissible(n, d) for n, d in search_space.items()})
+            self._unit_space_cache = dict(search_space), space
+        return self._unit_space_cache[1]
 
     def _seed_of(self, study: Study) -> int:
         return _host.seed_from_name(study) if self._seed is None else self._seed

@@ -11,6 +11,7 @@ from optuna.distributions import IntDistribution
 from optuna.trial import TrialState
 
 from optuna_ext.moves import History
+from optuna_ext.samplers._levels import Levels
 from optuna_ext.space import to_unit
 
 
@@ -46,7 +47,7 @@ class TrialTable:
         tie: Callable[[FrozenTrial], float],
         plan_key: str,
     ) -> None:
-        self._sign = -1.0 if maximize else 1.0
+        self.maximize = maximize
         self._count_failed = count_failed
         self._tie = tie
         self._plan_key = plan_key
@@ -144,7 +145,7 @@ class TrialTable:
             value = reports[max(reports)] if reports else math.nan
         else:
             value = trial.value if trial.value is not None else math.nan  # failed: worst
-        value *= self._sign
+        value = -value if self.maximize else value
         return math.inf if math.isnan(value) else value
 
     def _finite_tie(self, trial: FrozenTrial) -> float:
@@ -170,7 +171,7 @@ class TrialTable:
 
 def is_ordered(distribution: BaseDistribution) -> bool:
     """Tell whether neighboring values are alike: numbers, also as choices that rise or fall."""
-    if not isinstance(distribution, CategoricalDistribution):
+    if isinstance(distribution, Levels) or not isinstance(distribution, CategoricalDistribution):
         return True
     choices = distribution.choices
     if not all(isinstance(c, int | float) and not isinstance(c, bool) for c in choices):
@@ -192,7 +193,9 @@ def _coordinate(distribution: BaseDistribution, value: Any) -> float:
     try:
         return to_unit(distribution, value)
     except ValueError:
-        # The range has changed since: take the nearest value it has now.
+        # The range has changed since, or this is no level: take the nearest value there is now.
+        if isinstance(distribution, Levels) and distribution.nearest(value) != value:
+            return to_unit(distribution, distribution.nearest(value))
         if not isinstance(distribution, FloatDistribution | IntDistribution):
             return math.nan
         low, high = distribution.low, distribution.high
