@@ -29,7 +29,7 @@ def nelder_mead(
     tolerance: float = 1e-2,
     is_flat: Callable[[np.ndarray], bool] | None = None,
 ) -> Search[None]:
-    """Search with one simplex until it is small.
+    """Search with one simplex until it is small, or all of its vertices are equally good.
 
     The rules, their order and the treatment of equal values are those of
     ``scipy.optimize.minimize(method="Nelder-Mead")``: both evaluate the same points until the
@@ -68,7 +68,8 @@ def nelder_mead(
         order = np.argsort(values, kind="stable")
         simplex, values = simplex[order], values[order]
         best, worst = simplex[0], simplex[-1]
-        if np.abs(simplex[1:] - best).max() <= tolerance or (is_flat and is_flat(simplex)):
+        is_small = np.abs(simplex[1:] - best).max() <= tolerance or (is_flat and is_flat(simplex))
+        if is_small or values[0] == values[-1]:  # nothing to gain, or no way to tell where
             return
         centroid = simplex[:-1].sum(axis=0) / d
         reflected, expanded, outside, inside = (

@@ -58,7 +58,8 @@ def next_row(
 
     Returns:
         Array of shape ``(d,)``. A coordinate is NaN where any will do; all are, if the particle
-        has no position yet or everything around it is taken.
+        has no position yet, if what it hears of is all equally good, or if everything around it
+        is taken.
 
     References:
         J. Kennedy, R. Eberhart (1995), ICNN. M. Clerc, J. Kennedy (2002), IEEE Trans. Evol.
@@ -71,6 +72,8 @@ def next_row(
     if not len(flight):
         return nowhere
     informants = _informants(history, particle, n_particles, topology)
+    if len(informants) > 1 and history.values[informants[0]] == history.values[informants[-1]]:
+        return nowhere
     best = history.rows[informants[0]]
     if np.isnan(best).any():
         best = history.inherit(best)

@@ -106,7 +106,7 @@ def test_known_corners_are_not_evaluated_again() -> None:
 
 @pytest.mark.parametrize("value", [0.0, np.inf])
 def test_ends_on_a_plateau(value: float) -> None:
-    assert len(follow(nelder_mead(corner(4)), lambda u: value)) < 200
+    assert len(follow(nelder_mead(corner(4)), lambda u: value)) == 5
 
 
 def test_a_step_wants_reflection_expansion_and_both_contractions() -> None:

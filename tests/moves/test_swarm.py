@@ -84,6 +84,12 @@ def test_particle_without_a_position_starts_anywhere() -> None:
     assert np.isnan(row).all()
 
 
+@pytest.mark.parametrize("value", [1.0, np.inf])
+def test_nothing_attracts_where_all_is_equally_good(value: float) -> None:
+    now = history([[0.2], [0.5], [0.3]], [value, value, value])
+    assert np.isnan(next_row(now, number=4, n_particles=2, rng=Fixed())).all()
+
+
 def test_choices_are_voted_on() -> None:
     """Particle 0 is at choice 0 and had it best; the neighbors' best ones are 0, 1 and 1."""
     now = history([[1 / 8], [3 / 8], [3 / 8]], [2.0, 0.0, 1.0], n_values=[4], ordered=[False])
