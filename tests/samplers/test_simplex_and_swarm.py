@@ -273,6 +273,25 @@ def test_more_workers_than_one_step_can_use(sampler: Sampler) -> None:
 
 
 @both
+def test_a_new_instance_for_every_trial_is_as_one_for_all(sampler: Sampler) -> None:
+    def batches(fresh: bool) -> list[dict[str, Any]]:
+        study = optuna.create_study(sampler=sampler(seed=4))
+        running: list[optuna.Trial] = []
+        for number in range(80):
+            if fresh:
+                study.sampler = sampler(seed=4)
+            running.append(study.ask())
+            value = objective(running[-1])
+            running[-1].set_user_attr("value", value)
+            if len(running) == 4:  # the trials end in another order than they have begun
+                ended = running.pop(number * 7 % 3)
+                study.tell(ended, ended.user_attrs["value"])
+        return [trial.params for trial in study.trials]
+
+    assert batches(fresh=True) == batches(fresh=False)
+
+
+@both
 def test_pickled_sampler_goes_on(sampler: Sampler) -> None:
     storage = optuna.storages.InMemoryStorage()
     first = sampler(seed=3)
