@@ -8,6 +8,7 @@ that of pattern search, Torczon 1997, SIAM J. Optim. 7(1)).
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from dataclasses import replace
 from typing import get_args
@@ -24,7 +25,7 @@ PollKind = Literal["opportunistic", "complete"]
 POLLS: tuple[PollKind, ...] = get_args(PollKind)
 Levels = tuple[np.ndarray | None, ...]
 
-_SAME = 1e-9  # a continuous value and its coordinate round differently
+SAME = 1e-9  # a continuous value and its coordinate round differently
 _LAST = np.nextafter(1.0, 0.0)
 _MAX_BASINS = 4  # that are looked at by turns
 _TURN = 1 / 3  # probability of leaving a basin that yields nothing for the next one
@@ -57,23 +58,6 @@ class Neighborhood:
     n_repeats: int = 1
 
 
-@dataclass(frozen=True)
-class Optimum:
-    """A row that no neighbor beats.
-
-    Attributes:
-        number: Its trial's number, the first one's where evaluations were repeated.
-        value: Its value, the mean where evaluations were repeated.
-        step: The smallest step at which all its neighbors have been evaluated.
-        n_trials: Trials until the last of them.
-    """
-
-    number: int
-    value: float
-    step: float
-    n_trials: int
-
-
 def next_row(history: History, search: Neighborhood, rng: np.random.Generator) -> np.ndarray:
     """Return the row to evaluate next.
 
@@ -85,24 +69,25 @@ def next_row(history: History, search: Neighborhood, rng: np.random.Generator) -
 
     Returns:
         Array of shape ``(d,)``: a row that is not taken, or one that is to be repeated. NaN
-        where no row has the coordinate; all NaN if no row was found that is not taken.
+        where no row has the coordinate; all NaN if no row has a finite value, or none was found
+        that is not taken.
     """
     if search.n_repeats > 1:
-        history, repeat = _averaged(history, search.n_repeats)
+        history, repeat = averaged(history, search.n_repeats)
         if repeat is not None:
             return history.inherit(repeat)
     ranking = history.ranking()
+    if not np.isfinite(history.values[ranking[0]]):  # nothing to start from yet
+        return np.full(history.rows.shape[1], np.nan)
     for index in (_basin(history, ranking, search, rng), *ranking[:_MAX_CENTERS].tolist()):
         step = _first_step(history, ranking, index, search)
         if search.poll == "complete":
             index, step = _unfinished(history, ranking, index, search) or (index, step)
         center = _center(history, index, search)
-        candidates = np.empty((0, len(center)))
-        while not len(candidates) and step >= search.min_step:
-            candidates = _not_taken(history, poll(center, step, history, search.levels), center)
-            step /= 2
-        if len(candidates):
-            return _choose(history, ranking, index, center, candidates, search, rng)
+        for _, neighbors in polls(center, step, history, search):
+            candidates = _not_taken(history, neighbors, center)
+            if len(candidates):
+                return _choose(history, ranking, index, center, candidates, search, rng)
     for _ in range(_N_ANYWHERE):
         row = _snap(rng.random((history.rows.shape[1],)), search.levels)
         if not history.is_taken(row):
@@ -137,41 +122,24 @@ def poll(center: np.ndarray, step: float, history: History, levels: Levels) -> n
             around = values[[i for i in (lower, upper) if 0 <= i < len(values)]]
         else:
             around = values
-        for value in around[np.abs(around - u) > _SAME]:
+        for value in around[np.abs(around - u) > SAME]:
             neighbors.append(center.copy())
             neighbors[-1][column] = value
     return np.array(neighbors).reshape(len(neighbors), len(center))
 
 
-def local_optima(history: History, search: Neighborhood) -> list[Optimum]:
-    """Return the rows whose neighbors have all been evaluated and are not better, best first."""
-    if search.n_repeats > 1:
-        history, _ = _averaged(history, search.n_repeats)
-    optima = []
-    ranking = history.ranking()
-    rank = np.empty(len(ranking), dtype=np.int64)
-    rank[ranking] = np.arange(len(ranking))
-    for index in ranking:
-        center = history.rows[index]
-        near = _differ_at_most_once(history.rows, center)
-        step, best = search.initial_step, None
-        while step >= search.min_step:
-            neighbors = poll(center, step, history, search.levels)
-            found = [np.flatnonzero(near & _matches(history.rows, row)) for row in neighbors]
-            if all(len(rows) for rows in found):
-                around = np.concatenate([[index], *found]).astype(np.int64)
-                if rank[around].min() < rank[index]:
-                    break
-                best = Optimum(
-                    number=int(history.numbers[index]),
-                    value=float(history.values[index]),
-                    step=step,
-                    n_trials=int(history.numbers[around].max()) + 1,
-                )
-            step /= 2
-        if best is not None:
-            optima.append(best)
-    return optima
+def polls(
+    center: np.ndarray, step: float, history: History, search: Neighborhood
+) -> Iterator[tuple[float, np.ndarray]]:
+    """Give the polls of a center with the step halved each time, as long as that changes them."""
+    previous = None
+    while step >= search.min_step:
+        neighbors = poll(center, step, history, search.levels)
+        if previous is not None and np.array_equal(neighbors, previous):
+            return
+        yield step, neighbors
+        previous = neighbors
+        step /= 2
 
 
 def _choose(
@@ -215,7 +183,7 @@ def _joint(center: np.ndarray, candidates: np.ndarray, gains: np.ndarray) -> lis
     best: dict[int, int] = {}
     for candidate in np.argsort(gains, kind="stable"):
         if gains[candidate] < 0:
-            column = int(np.flatnonzero(np.abs(candidates[candidate] - center) > _SAME)[0])
+            column = int(np.flatnonzero(np.abs(candidates[candidate] - center) > SAME)[0])
             best.setdefault(column, int(candidate))
     rows = []
     row = center
@@ -276,7 +244,7 @@ def _unfinished(
             continue
         center = _center(history, record, search)
         neighbors = poll(center, step, history, search.levels)
-        was_polled = _matches(neighbors, history.rows[index]).any()
+        was_polled = matches(neighbors, history.rows[index]).any()
         if was_polled and len(_not_taken(history, neighbors, center)):
             return record, step
     return None
@@ -285,7 +253,7 @@ def _unfinished(
 def _axis_distance(a: np.ndarray, b: np.ndarray) -> float | None:
     """Return the distance of two rows that differ in one coordinate only."""
     distances = np.nan_to_num(np.abs(a - b))
-    return float(distances.max()) if np.count_nonzero(distances > _SAME) == 1 else None
+    return float(distances.max()) if np.count_nonzero(distances > SAME) == 1 else None
 
 
 def _basin(
@@ -294,9 +262,12 @@ def _basin(
     """Return the best row, or by chance that of another region if this one yields nothing.
 
     A region is what has the same choices as its best row and is within an initial step of it.
-    It yields nothing when as many of its rows as there are columns came after its best.
+    It yields nothing when as many of its rows as there are columns came after its best. A
+    complete poll is not left: it moves on when it is over.
     """
-    radius = _SAME + np.where(history.ordered, search.initial_step, 0.0)
+    if search.poll == "complete":
+        return int(ranking[0])
+    radius = SAME + np.where(history.ordered, search.initial_step, 0.0)
     rest = ranking
     for _ in range(_MAX_BASINS):
         best = int(rest[0])
@@ -309,7 +280,7 @@ def _basin(
     return int(ranking[0])
 
 
-def _averaged(history: History, n_repeats: int) -> tuple[History, np.ndarray | None]:
+def averaged(history: History, n_repeats: int) -> tuple[History, np.ndarray | None]:
     """Return the history with repeated rows averaged, and the best row if it needs repeating."""
     _, first, inverse, counts = np.unique(
         np.round(history.rows, 9),
@@ -330,7 +301,7 @@ def _averaged(history: History, n_repeats: int) -> tuple[History, np.ndarray | N
     )
     best = averaged.ranking()[0]
     row = averaged.rows[best]
-    n_known = counts[order][best] + np.count_nonzero(_matches(history.pending, row))
+    n_known = counts[order][best] + np.count_nonzero(matches(history.pending, row))
     return averaged, row if n_known < n_repeats else None
 
 
@@ -352,17 +323,18 @@ def _not_taken(history: History, rows: np.ndarray, center: np.ndarray | None) ->
     known = np.concatenate([history.rows, history.pending])
     known = known[~np.isnan(known).all(axis=1)]
     if center is not None:
-        known = known[_differ_at_most_once(known, center)]
-    return rows[[not _matches(known, row).any() for row in rows]] if len(rows) else rows
+        known = known[differ_at_most_once(known, center)]
+    return rows[[not matches(known, row).any() for row in rows]] if len(rows) else rows
 
 
-def _differ_at_most_once(rows: np.ndarray, center: np.ndarray) -> np.ndarray:
-    return np.asarray(np.count_nonzero(np.abs(rows - center) > _SAME, axis=1) <= 1)
+def differ_at_most_once(rows: np.ndarray, center: np.ndarray) -> np.ndarray:
+    """Tell which rows have at most one coordinate that differs, absent ones aside."""
+    return np.asarray(np.count_nonzero(np.abs(rows - center) > SAME, axis=1) <= 1)
 
 
-def _matches(rows: np.ndarray, row: np.ndarray) -> np.ndarray:
+def matches(rows: np.ndarray, row: np.ndarray) -> np.ndarray:
     """Tell which rows agree with ``row`` in every coordinate that they have."""
-    return np.asarray(~(np.abs(rows - row) > _SAME).any(axis=1))
+    return np.asarray(~(np.abs(rows - row) > SAME).any(axis=1))
 
 
 def _offsets(rows: np.ndarray, center: np.ndarray, history: History, levels: Levels) -> np.ndarray:
@@ -377,8 +349,8 @@ def _offsets(rows: np.ndarray, center: np.ndarray, history: History, levels: Lev
         if values is None or history.ordered[column]:
             columns.append(np.nan_to_num(there - u)[:, None])
         else:
-            chosen = np.abs(there[:, None] - values) < _SAME
-            columns.append(_CHOICE * (chosen.astype(float) - (np.abs(u - values) < _SAME)))
+            chosen = np.abs(there[:, None] - values) < SAME
+            columns.append(_CHOICE * (chosen.astype(float) - (np.abs(u - values) < SAME)))
     return np.concatenate(columns, axis=1)
 
 
@@ -388,10 +360,11 @@ def _scores(values: np.ndarray, ties: np.ndarray) -> np.ndarray:
     Ranks make the scale of the objective, outliers and infinities harmless.
     """
     order = np.lexsort((ties, values))
-    changes = (np.diff(values[order]) != 0) | (np.diff(ties[order]) != 0)
+    values, ties = values[order], ties[order]
+    changes = (values[1:] != values[:-1]) | (ties[1:] != ties[:-1])
     group = np.concatenate([[0], np.cumsum(changes)])
     counts = np.bincount(group)
     middle = np.cumsum(counts) - (counts - 1) / 2
     scores = np.empty(len(values))
     scores[order] = np.log(middle[group])
-    return np.asarray((scores - scores.mean()) / max(scores.std(), _SAME))
+    return np.asarray((scores - scores.mean()) / max(scores.std(), SAME))

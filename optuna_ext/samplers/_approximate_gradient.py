@@ -11,7 +11,7 @@ from optuna.distributions import IntDistribution
 
 from optuna_ext._checks import check_int
 from optuna_ext.moves.gradients import GRADIENTS
-from optuna_ext.moves.neighborhood import local_optima
+from optuna_ext.moves.local_optima import local_optima
 from optuna_ext.moves.neighborhood import Neighborhood
 from optuna_ext.moves.neighborhood import next_row
 from optuna_ext.moves.neighborhood import POLLS
