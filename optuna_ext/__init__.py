@@ -11,9 +11,13 @@ from typing import TYPE_CHECKING
 
 
 if TYPE_CHECKING:
+    from optuna_ext.samplers import ApproximateGradientSampler as ApproximateGradientSampler
+    from optuna_ext.samplers import EvolutionarySampler as EvolutionarySampler
     from optuna_ext.samplers import HaltonSampler as HaltonSampler
     from optuna_ext.samplers import HammersleySampler as HammersleySampler
     from optuna_ext.samplers import LatinHypercubeSampler as LatinHypercubeSampler
+    from optuna_ext.samplers import NelderMeadSampler as NelderMeadSampler
+    from optuna_ext.samplers import ParticleSwarmSampler as ParticleSwarmSampler
     from optuna_ext.samplers import PoissonDiskSampler as PoissonDiskSampler
     from optuna_ext.samplers import SobolSampler as SobolSampler
     from optuna_ext.samplers import WarmupSampler as WarmupSampler
@@ -24,9 +28,13 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "ApproximateGradientSampler": "optuna_ext.samplers",
+    "EvolutionarySampler": "optuna_ext.samplers",
     "HaltonSampler": "optuna_ext.samplers",
     "HammersleySampler": "optuna_ext.samplers",
     "LatinHypercubeSampler": "optuna_ext.samplers",
+    "NelderMeadSampler": "optuna_ext.samplers",
+    "ParticleSwarmSampler": "optuna_ext.samplers",
     "PoissonDiskSampler": "optuna_ext.samplers",
     "SobolSampler": "optuna_ext.samplers",
     "UnitSpace": "optuna_ext.space",

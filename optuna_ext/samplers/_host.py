@@ -59,3 +59,17 @@ def retried_number(trial: FrozenTrial) -> int | None:
     """
     number: int | None = trial.system_attrs.get("failed_trial")
     return number
+
+
+class _SingleObjective:
+    """Stands in for the study in Optuna's crossovers.
+
+    All they ask is whether there are several objectives, which a bracket's view of the study
+    under ``HyperbandPruner`` would not answer.
+    """
+
+    def _is_multi_objective(self) -> bool:
+        return False
+
+
+SINGLE_OBJECTIVE: Any = _SingleObjective()

@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+from dataclasses import dataclass
+from dataclasses import replace
+
+import numpy as np
+
+
+_SAME = 1e-9  # a continuous value and its coordinate round differently
+
+
+@dataclass(frozen=True, eq=False)
+class History:
+    """What a move knows: evaluated rows of the unit cube, their values, and rows under way.
+
+    A coordinate is NaN where the trial did not have the parameter: in a conditional space a row
+    has the coordinates of its branch only. Rows are in order of their trials' numbers.
+
+    Attributes:
+        rows: Evaluated rows, shape ``(n, d)``, in ``[0, 1)`` or NaN.
+        values: What is minimized, shape ``(n,)``; ``+inf`` is the worst, never NaN.
+        ties: Decides between equal values, the smaller the better, shape ``(n,)``; never NaN.
+        numbers: Trial numbers of ``rows``, shape ``(n,)``, increasing.
+        pending: Rows that are being evaluated, shape ``(m, d)``, NaN where not known.
+        pending_numbers: Trial numbers of ``pending``, shape ``(m,)``, increasing.
+        n_values: For each column the number of different values, None if continuous.
+        ordered: For each column whether its values have an order.
+    """
+
+    rows: np.ndarray
+    values: np.ndarray
+    ties: np.ndarray
+    numbers: np.ndarray
+    pending: np.ndarray
+    pending_numbers: np.ndarray
+    n_values: tuple[int | None, ...]
+    ordered: tuple[bool, ...]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def ranking(self) -> np.ndarray:
+        """Return the indices of ``rows`` from best to worst; the older of two equals is better."""
+        return np.lexsort((self.numbers, self.ties, self.values))
+
+    def before(self, number: int) -> History:
+        """Return the history with only the evaluated rows of trials before ``number``.
+
+        They come first in this history, too: indices into them hold in both.
+        """
+        n = int(np.searchsorted(self.numbers, number))
+        return replace(
+            self,
+            rows=self.rows[:n],
+            values=self.values[:n],
+            ties=self.ties[:n],
+            numbers=self.numbers[:n],
+        )
+
+    def is_taken(self, row: np.ndarray) -> bool:
+        """Tell whether evaluating ``row`` would repeat a trial.
+
+        It would, if a trial has the same value in every coordinate that it asked for: then the
+        objective cannot tell the two apart, whatever the coordinates it never asked for.
+        """
+        return any(
+            bool(((abs(rows - row) < _SAME) | np.isnan(rows)).all(axis=1).any())
+            for rows in (self.rows, self.pending[~np.isnan(self.pending).all(axis=1)])
+        )
+
+    def inherit(self, row: np.ndarray) -> np.ndarray:
+        """Return ``row`` with NaN replaced by the coordinate of the best row that has one.
+
+        NaN remains where no evaluated row has the coordinate.
+        """
+        row = row.copy()
+        ranking = self.ranking()
+        for column in np.flatnonzero(np.isnan(row)):
+            donors = self.rows[ranking, column]
+            known = donors[~np.isnan(donors)]
+            if len(known):
+                row[column] = known[0]
+        return row
