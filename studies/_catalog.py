@@ -30,6 +30,10 @@ SAMPLERS = {
     "hammersley": "optuna_ext.samplers:HammersleySampler",
     "lhs": "optuna_ext.samplers:LatinHypercubeSampler",
     "poisson": "optuna_ext.samplers:PoissonDiskSampler",
+    "approximate-gradient": "optuna_ext.samplers:ApproximateGradientSampler",
+    "evolutionary": "optuna_ext.samplers:EvolutionarySampler",
+    "nelder-mead": "optuna_ext.samplers:NelderMeadSampler",
+    "particle-swarm": "optuna_ext.samplers:ParticleSwarmSampler",
     "warmup": "optuna_ext.samplers:WarmupSampler",
     "random": "optuna.samplers:RandomSampler",
     "tpe": "optuna.samplers:TPESampler",
@@ -55,7 +59,13 @@ PRUNERS = {
 }
 
 # Arguments that are samplers or pruners themselves, so that `--sampler-arg first=sobol` works.
-_NESTED_SAMPLERS = {"first", "then", "base_sampler", "independent_sampler"}
+_NESTED_SAMPLERS = {
+    "first",
+    "then",
+    "startup_sampler",
+    "base_sampler",
+    "independent_sampler",
+}
 _NESTED_PRUNERS = {"wrapped_pruner"}
 
 # Optuna's samplers whose points are numbered: every process must be given the same seed.
