@@ -59,7 +59,7 @@ def test_every_named_pruner_decides(name: str) -> None:
     ("name", "arguments", "sentence"),
     [
         ("sobl", {}, "unknown sampler 'sobl': did you mean 'sobol'?"),
-        ("xxxxxxxx", {}, "unknown sampler 'xxxxxxxx': choose from brute-force, "),
+        ("xxxxxxxx", {}, "unknown sampler 'xxxxxxxx': choose from approximate-gradient, "),
         ("tpe", {"n_startup_trial": 5}, "did you mean 'n_startup_trials'?"),
         ("tpe", {"n_startup_trials": "five"}, "n_startup_trials of 'tpe' must be int, not 'five'"),
         ("tpe", {"n_startup_trials": True}, "must be int, not True"),
