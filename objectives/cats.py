@@ -66,6 +66,7 @@ def objective(
     *,
     protocol: Literal["cv", "document"] = "cv",
     hidden_layers: int = 3,
+    fidelity: bool = False,
     epochs: int = EPOCHS,
     device: str | torch.device = "auto",
     data_dir: str | os.PathLike[str] | None = None,
@@ -87,6 +88,11 @@ def objective(
             accuracy of 5-fold cross-validation on the training images without that one.
         hidden_layers:
             3, or 2 for the paper's smaller grid: the same network without ``h3``.
+        fidelity:
+            Whether ``iterations`` is how long a trial has trained and no parameter: every network
+            trains once, reports at each of its levels (steps 1, 3, 4, 5 and 7), where a pruner may
+            end it, and the best of them is the value. The user attribute ``iterations`` says
+            which; of equals, it is the first.
         epochs:
             The most epochs to train, whatever ``iterations`` says.
         device:
@@ -118,20 +124,23 @@ def objective(
         raise ValueError(f"hidden_layers must be 2 or 3, but it is {hidden_layers!r}.")
     if amp:
         raise ValueError("amp must be False, because the cats are trained in float64.")
-    iterations, lr, *hidden = (
-        suggest(trial, SPACE, name) for name in (*SPACE,)[: 2 + hidden_layers]
-    )
+    longest = EPOCHS if fidelity else suggest(trial, SPACE, "iterations") // _STEPS
+    lr, *hidden = (suggest(trial, SPACE, name) for name in (*SPACE,)[1 : 2 + hidden_layers])
     images = _in_own_span(load("cats", data_dir=data_dir))
     parts = images.folds if protocol == "cv" else (images.document,)
-    return fit(
+    value = fit(
         trial,
         _recipe(lr, hidden, basis=images.basis, seed=seed),
         lambda where: [part.to(where) for part in parts],
-        epochs=min(epochs, iterations // _STEPS),
+        epochs=min(epochs, longest),
+        best_of=[int(level) // _STEPS for level in LEVELS["iterations"]] if fidelity else None,
         device=_float64_device(device),
         seed=seed,
         compile=compile,
     )
+    if "best_epoch" in trial.user_attrs:
+        trial.set_user_attr("iterations", _STEPS * trial.user_attrs["best_epoch"])
+    return value
 
 
 @dataclass(frozen=True, kw_only=True)

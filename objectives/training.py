@@ -81,6 +81,7 @@ def fit(
     data: Callable[[torch.device], Sequence[Data]],
     *,
     epochs: int,
+    best_of: Sequence[int] | None = None,
     metric: Literal["accuracy", "error"] = "accuracy",
     device: str | torch.device = "auto",
     seed: int = 0,
@@ -89,14 +90,15 @@ def fit(
 ) -> float:
     """Train a network for a trial and measure it on the validation rows.
 
-    The value is reported after every epoch (steps ``1..epochs``), unless the study has several
-    objectives, where Optuna knows no pruning. Equal parameters and ``seed`` give equal values, in
-    threads too: ``seed`` fixes the first weights, the order of the rows and the dropout masks.
+    The value is reported after every epoch (steps ``1..epochs``, or those of ``best_of``), unless
+    the study has several objectives, where Optuna knows no pruning. Equal parameters and ``seed``
+    give equal values, in threads too: ``seed`` fixes the first weights, the order of the rows and
+    the dropout masks.
 
     A loss that is no longer finite, or memory that runs out, ends this trial and not the study:
     the value is NaN, which Optuna records as a failed trial, and the user attribute ``reason``
     says why. The other user attributes are ``device``, ``n_parameters``, ``epochs`` (begun),
-    ``train_seconds`` and, after the last epoch, ``train_loss``, ``valid_loss`` and
+    ``train_seconds`` and, of the network that gives the value, ``train_loss``, ``valid_loss`` and
     ``test_accuracy`` or ``test_error``. No value depends on the test rows.
 
     Args:
@@ -109,6 +111,10 @@ def fit(
             each, and the value is the mean.
         epochs:
             How long to train, at least 1.
+        best_of:
+            Epochs, in increasing order, of which the best gives the value; the user attribute
+            ``best_epoch`` says which, the first of equals. Training ends with the last of them
+            that is not beyond ``epochs``. By default the last epoch gives the value.
         metric:
             ``"accuracy"`` (to maximize) or ``"error"`` (to minimize), shares in ``[0, 1]``.
         device:
@@ -121,14 +127,20 @@ def fit(
             Whether to ``torch.compile`` the network first, which pays off in long trainings.
 
     Returns:
-        The metric on the validation rows after the last epoch; NaN for a failed trial.
+        The metric on the validation rows after the last epoch, or the best one of ``best_of``;
+        NaN for a failed trial.
 
     Raises:
         optuna.TrialPruned: If the pruner ends the trial.
-        ValueError: If ``epochs`` is below 1 or this machine has no such device.
+        ValueError: If ``epochs`` is below 1, or below all of ``best_of``, or this machine has no
+            such device.
     """
     if epochs < 1:
         raise ValueError(f"epochs must be at least 1, but it is {epochs}.")
+    if best_of is not None:
+        best_of = [epoch for epoch in best_of if epoch <= epochs]
+        if not best_of:
+            raise ValueError(f"best_of must have an epoch up to {epochs}, but it has none.")
     where = resolve_device(device)
     trial.set_user_attr("device", str(where))
     runs: list[Run] = []
@@ -137,7 +149,7 @@ def fit(
             Run(recipe, part, device=where, seed=seed, amp=amp, compile=compile)
             for part in data(where)
         )
-        return _train(trial, runs, epochs=epochs, metric=metric)
+        return _train(trial, runs, epochs=epochs, best_of=best_of, metric=metric)
     except _DivergedError as error:
         reason = str(error)
     except (RuntimeError, MemoryError) as error:
@@ -161,14 +173,19 @@ def _train(
     runs: Sequence[Run],
     *,
     epochs: int,
+    best_of: Sequence[int] | None,
     metric: Literal["accuracy", "error"],
 ) -> float:
     trial.set_user_attr("n_parameters", runs[0].n_parameters)
     prunable = not (isinstance(trial, optuna.Trial) and len(trial.study.directions) > 1)
+    reported = best_of or range(1, epochs + 1)
+    candidates = best_of or (epochs,)
+    best = Evaluation(loss=math.inf, accuracy=-math.inf)
+    notes: dict[str, float] = {}
     started = time.perf_counter()
     epoch = 0
     try:
-        for epoch in range(1, epochs + 1):
+        for epoch in range(1, reported[-1] + 1):
             train_loss = statistics.fmean(run.train_epoch() for run in runs)
             valid = _mean([run.evaluate("valid") for run in runs])
             if not math.isfinite(train_loss + valid.loss):
@@ -176,18 +193,34 @@ def _train(
                     f"diverged in epoch {epoch}: the training loss is {train_loss} and the "
                     f"validation loss {valid.loss}."
                 )
-            if prunable:
+            if prunable and epoch in reported:
                 trial.report(_value(valid, metric), epoch)
-                if epoch < epochs and trial.should_prune():
-                    raise optuna.TrialPruned(f"Pruned after epoch {epoch} of {epochs}.")
+                if epoch < reported[-1] and trial.should_prune():
+                    raise optuna.TrialPruned(f"Pruned after epoch {epoch} of {reported[-1]}.")
+            if epoch in candidates and valid.accuracy > best.accuracy:
+                best = valid
+                notes = {"best_epoch": epoch} if best_of else {}
+                notes |= _notes(runs, train_loss, valid, metric)
     finally:
         trial.set_user_attr("epochs", epoch)
         trial.set_user_attr("train_seconds", round(time.perf_counter() - started, 3))
-    trial.set_user_attr("train_loss", train_loss)
-    trial.set_user_attr("valid_loss", valid.loss)
+    for name, note in notes.items():
+        trial.set_user_attr(name, note)
+    return _value(best, metric)
+
+
+def _notes(
+    runs: Sequence[Run],
+    train_loss: float,
+    valid: Evaluation,
+    metric: Literal["accuracy", "error"],
+) -> dict[str, float]:
     test = _mean([run.evaluate("test") for run in runs])
-    trial.set_user_attr(f"test_{metric}", _value(test, metric))
-    return _value(valid, metric)
+    return {
+        "train_loss": train_loss,
+        "valid_loss": valid.loss,
+        f"test_{metric}": _value(test, metric),
+    }
 
 
 class Run:

@@ -53,6 +53,7 @@ def study_command(
     module: ModuleType,
     *,
     data: Callable[[Mapping[str, Any]], str] | None = None,
+    instead: Mapping[str, Callable[[Options, Mapping[str, Any]], int]] | None = None,
 ) -> Main:
     """Return the ``main`` of a study of one of our objectives.
 
@@ -62,11 +63,17 @@ def study_command(
         module: A module of ``objectives``.
         data: Names the data set for the objective's own arguments, so that missing data are
             noticed before a study is created.
+        instead: Commands that run in place of a study when the flag of their name is given. They
+            take the shared flags and the objective's own; their docstring is the flag's help.
     """
     objective = find_objective(f"{module.__name__}:objective")
+    others = instead or {}
 
     def command(**values: Any) -> int:
         options = take_options(values)
+        chosen = [other for name, other in others.items() if values.pop(name)]
+        if chosen:
+            return chosen[0](options, values)
         plan = make_plan(options, objective, arguments=values, directions=objective.directions)
         try:
             objective.rehearse(plan.job.arguments)
@@ -78,7 +85,8 @@ def study_command(
             raise UserError(str(error)) from error
         return run_plan(plan, as_json=options.json)
 
-    return as_main(command, _own_options(objective, module), name=objective.name)
+    flags = [_flag(name, help=inspect.getdoc(other)) for name, other in others.items()]
+    return as_main(command, [*_own_options(objective, module), *flags], name=objective.name)
 
 
 def as_main(
@@ -192,6 +200,14 @@ def _own_options(objective: Objective, module: ModuleType) -> list[inspect.Param
             )
         )
     return parameters
+
+
+def _flag(name: str, *, help: str | None) -> inspect.Parameter:
+    """Make a flag that is off by default."""
+    option = typer.Option(f"--{name}", help=help)
+    return inspect.Parameter(
+        name, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=Annotated[bool, option]
+    )
 
 
 def _argument_doc(function: Callable[..., Any], name: str) -> str:

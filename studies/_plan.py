@@ -205,7 +205,11 @@ def _points(options: Options, objective: Objective) -> list[dict[str, Any]]:
 def _study_name(objective: Objective, arguments: Mapping[str, Any]) -> str:
     """Name the study after the objective and what is not by default in it."""
     own = objective.own_keywords()
-    chosen = [str(v) for k, v in arguments.items() if k in own and v != own[k].default]
+    chosen = [
+        k if v is True else str(v)
+        for k, v in arguments.items()
+        if k in own and v != own[k].default
+    ]
     return "-".join([objective.name, *chosen])
 
 

@@ -100,20 +100,21 @@ def _cats_grid(data_dir: Path | None) -> Problem:
 
     Parameters are positions in the paper's lists of levels, so that every sampler knows their
     order; the value is the test accuracy in percent, and the user attribute ``loss`` of a trial
-    the test loss.
+    the test loss. ``data_dir`` may also be the file of another grid, with or without ``H3``.
     """
-    path = _data_dir(data_dir) / _CATS_GRID_FILE
-    accuracy, loss = _load_cats_grid(path)
+    path = _data_dir(data_dir)
+    accuracy, loss = _load_cats_grid(path if path.is_file() else path / _CATS_GRID_FILE)
+    space = dict(list(_CATS_GRID_SPACE.items())[: accuracy.ndim])
 
     def objective(trial: BaseTrial) -> float:
-        cell = tuple(trial.suggest_int(name, 0, 4) for name in _CATS_GRID_SPACE)
+        cell = tuple(trial.suggest_int(name, 0, 4) for name in space)
         trial.set_user_attr("loss", float(loss[cell]))
         return float(accuracy[cell])
 
     return Problem(
         direction="maximize",
         instance=lambda seed: objective,
-        space=_CATS_GRID_SPACE,
+        space=space,
         targets=(80.0, 82.0, 84.0),
     )
 
@@ -122,12 +123,15 @@ def _cats_grid(data_dir: Path | None) -> Problem:
 def _load_cats_grid(path: Path) -> tuple[_functions.Vector, _functions.Vector]:
     try:
         with np.load(path) as table:
-            # 0.82 * 100 is not 82: undo the binary fractions, or no target is ever met.
-            return np.round(table["test"] * 100, 6), table["testloss"]
+            accuracy, loss = table["test"], table["testloss"]
     except FileNotFoundError as error:
         raise UserError(f"there is no trained grid {str(path)!r}") from error
     except (OSError, KeyError, ValueError, BadZipFile) as error:
         raise UserError(f"{str(path)!r} is not a trained grid: {error}") from error
+    if np.isnan(accuracy).any():
+        raise UserError(f"{str(path)!r} is not yet trained: go on with studies.cats --grid")
+    # 0.82 * 100 is not 82: undo the binary fractions, or no target is ever met.
+    return np.round(accuracy * 100, 6), loss
 
 
 def _data_dir(given: Path | None) -> Path:

@@ -2,9 +2,11 @@ from __future__ import annotations
 
 import itertools
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
+import optuna
 from optuna.trial import FixedTrial
 import pytest
 import torch
@@ -88,6 +90,69 @@ def test_epochs_bound_the_iterations(small_data: Path) -> None:
     trial = FixedTrial(cats.DEFAULTS)
     cats.objective(trial, epochs=2, data_dir=small_data)
     assert trial.user_attrs["epochs"] == 2
+
+
+@pytest.mark.parametrize("protocol", ["cv", "document"])
+@pytest.mark.parametrize("hidden_layers", [2, 3])
+def test_as_a_fidelity_one_training_stands_for_all_levels_of_iterations(
+    protocol: Literal["cv", "document"], hidden_layers: int, small_data: Path
+) -> None:
+    net = {"lr": 0.0078, "h1": 10, "h2": 5, **({"h3": 4} if hidden_layers == 3 else {})}
+
+    def run(trial: FixedTrial, *, fidelity: bool) -> float:
+        return cats.objective(
+            trial,
+            protocol=protocol,
+            hidden_layers=hidden_layers,
+            fidelity=fidelity,
+            data_dir=small_data,
+        )
+
+    trial = FixedTrial(net)
+    value = run(trial, fidelity=True)
+    assert trial.params == net
+    levels = [FixedTrial({"iterations": level, **net}) for level in cats.LEVELS["iterations"]]
+    values = [run(level, fidelity=False) for level in levels]
+    assert value == max(values)
+    best = levels[values.index(value)]
+    assert trial.user_attrs["iterations"] == best.params["iterations"]
+    for name in ("train_loss", "valid_loss", "test_accuracy", "n_parameters"):
+        assert trial.user_attrs[name] == best.user_attrs[name]
+    assert trial.user_attrs["epochs"] == 7
+
+
+def test_as_a_fidelity_iterations_are_where_a_pruner_is_asked(small_data: Path) -> None:
+    class AtFive(optuna.pruners.BasePruner):
+        """Ends the second trial at the fourth of the five levels."""
+
+        def prune(self, study: optuna.Study, trial: optuna.trial.FrozenTrial) -> bool:
+            steps.append(trial.last_step)
+            return trial.number == 1 and trial.last_step == 5
+
+    steps: list[int | None] = []
+    study = optuna.create_study(direction="maximize", pruner=AtFive())
+    study.optimize(
+        lambda trial: cats.objective(
+            trial, protocol="document", fidelity=True, data_dir=small_data
+        ),
+        n_trials=2,
+    )
+    whole, pruned = study.trials
+    assert steps == [1, 3, 4, 5] * 2
+    assert list(whole.intermediate_values) == [1, 3, 4, 5, 7]
+    assert whole.value == max(whole.intermediate_values.values())
+    assert "iterations" not in whole.params
+    assert pruned.state == optuna.trial.TrialState.PRUNED
+    assert list(pruned.intermediate_values) == [1, 3, 4, 5]
+
+
+def test_as_a_fidelity_iterations_are_bounded_by_epochs_and_by_the_grid(small_data: Path) -> None:
+    for epochs, trained in {1: 1, 2: 1, 6: 5, 7: 7, 20: 7}.items():
+        trial = FixedTrial(cats.DEFAULTS)
+        cats.objective(
+            trial, protocol="document", fidelity=True, epochs=epochs, data_dir=small_data
+        )
+        assert trial.user_attrs["epochs"] == trained
 
 
 def test_wrong_options_are_refused(small_data: Path) -> None:

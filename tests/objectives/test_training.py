@@ -90,6 +90,24 @@ def test_error_is_one_minus_accuracy() -> None:
     assert error.user_attrs["test_error"] == 1 - accuracy.user_attrs["test_accuracy"]
 
 
+@pytest.mark.parametrize("metric", ["accuracy", "error"])
+def test_the_best_of_some_epochs_is_the_value(metric: str) -> None:
+    curve, trial = Recording(), Recording()
+    train(curve, recipe(lr=2.0), epochs=6, metric=metric)  # so large that it goes up and down
+    value = train(trial, recipe(lr=2.0), epochs=6, metric=metric, best_of=(2, 3, 5, 8))
+    assert trial.reports == {epoch: curve.reports[epoch] for epoch in (2, 3, 5)}
+    assert value == (max if metric == "accuracy" else min)(trial.reports.values())
+    best = trial.user_attrs["best_epoch"]
+    assert best == min(epoch for epoch in trial.reports if trial.reports[epoch] == value)
+    alone = FixedTrial({})
+    assert train(alone, recipe(lr=2.0), epochs=best, metric=metric) == value
+    for name in ("train_loss", "valid_loss", f"test_{metric}"):
+        assert trial.user_attrs[name] == alone.user_attrs[name]
+    assert trial.user_attrs["epochs"] == 5
+    with pytest.raises(ValueError, match="best_of must have an epoch up to 1, but it has none"):
+        train(FixedTrial({}), epochs=1, best_of=(2, 3))
+
+
 def test_a_full_batch_step_is_plain_gradient_descent() -> None:
     run = Run(recipe(batch_size=None), load("digits"), device=torch.device("cpu"), seed=3)
     with nets.seeded(3):
