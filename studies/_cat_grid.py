@@ -98,7 +98,11 @@ class Grid:
             raise UserError(f"{str(path)!r} is not a grid of this command: {error}") from error
 
     def write(self, path: Path) -> None:
-        """Write the grid and its levels to an ``.npz`` file, at once or not at all."""
+        """Write the grid and its levels to an ``.npz`` file, at once or not at all.
+
+        Raises:
+            UserError: If that is not possible.
+        """
         contents: dict[str, Any] = {axis: np.array(cats.LEVELS[name]) for axis, name in self._axes}
         contents |= vars(self)
         new = path.with_name(f"{path.name}.{os.getpid()}")
@@ -106,6 +110,9 @@ class Grid:
             with new.open("wb") as file:
                 np.savez(file, **contents)
             new.replace(path)
+        except OSError as error:
+            reason = error.strerror or error
+            raise UserError(f"cannot write {str(path)!r}: {reason}") from error
         finally:
             new.unlink(missing_ok=True)
 
@@ -149,27 +156,18 @@ def train_grid(options: Options, arguments: Mapping[str, Any]) -> int:
     train = _trainer(options, seed=grid.seed)
     console = Console(stderr=True)
     interrupt = Interrupt()
-    try:
-        if path.parent == _RUNS:
-            path.parent.mkdir(exist_ok=True)
-        grid.write(path)  # or fail before the work
-        with interrupt.listening():
-            try:
-                _train(
-                    grid,
-                    path,
-                    train,
-                    workers=options.workers or 1,
-                    interrupt=interrupt,
-                    console=console,
-                )
-            finally:
-                grid.write(path)
-    except OSError as error:
-        raise UserError(f"cannot write {str(path)!r}: {error.strerror or error}") from error
-    except BrokenProcessPool:
-        sys.stderr.write("error: a worker died; the same command goes on without what it did\n")
-        return 1
+    workers = options.workers or 1
+    if path.parent == _RUNS:
+        _RUNS.mkdir(exist_ok=True)
+    grid.write(path)  # or fail before the work
+    with interrupt.listening():
+        try:
+            _train(grid, path, train, workers=workers, interrupt=interrupt, console=console)
+        except BrokenProcessPool:
+            sys.stderr.write("error: a worker died; the same command goes on\n")
+            return 1
+        finally:
+            grid.write(path)
     summary = _summarize(grid, path, constant=constant)
     if options.json:
         sys.stdout.write(to_json(summary) + "\n")
@@ -343,14 +341,12 @@ def _print_summary(summary: dict[str, Any], console: Console) -> None:
     if trained:
         cells = summary["best_cells"]
         n_cells = len(cells)
-        lines.append(f"Best test accuracy {summary['best']:.0%}, {n_cells} cells:")
+        lines.append(f"Cells with the best test accuracy, {summary['best']:.0%}: {n_cells}")
         for cell in cells[:_N_BEST]:
             lines.append("  " + ", ".join(f"{name}={level}" for name, level in cell.items()))
         lines += ["  ..."] if n_cells > _N_BEST else []
-        lines.append(
-            f"No image is a cat to {summary['constant_cells']} cells, an accuracy of "
-            f"{summary['constant']:.0%}."
-        )
+        constant, n_constant = summary["constant"], summary["constant_cells"]
+        lines.append(f"Cells that call no image a cat, {constant:.0%}: {n_constant}")
     if trained == n:
         compare = "python -m studies.compare --on cats-grid --data-dir"
         lines.append(f"Samplers on it: {compare} {summary['grid']}")
