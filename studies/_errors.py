@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from collections.abc import Sequence
 import difflib
 import sys
 from typing import Any
@@ -19,11 +20,19 @@ class UserError(Exception):
 class SentenceCommand(TyperCommand):
     """A command that ends a mistake with one sentence and an interrupt with code 130."""
 
-    def main(self, *args: Any, **kwargs: Any) -> int:
+    def main(
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        complete_var: str | None = None,
+        standalone_mode: bool = True,
+        windows_expand_args: bool = True,
+        **extra: Any,
+    ) -> int:
         """Run the command; return its exit code, or exit with it in standalone mode."""
-        standalone_mode = kwargs.pop("standalone_mode", True)
         try:
-            code = int(super().main(*args, standalone_mode=False, **kwargs) or 0)
+            code = super().main(args, prog_name, complete_var, False, windows_expand_args, **extra)
+            code = int(code or 0)
         except TyperException as error:
             code = _say(error.format_message(), error.exit_code)
         except UserError as error:
