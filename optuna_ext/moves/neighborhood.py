@@ -79,8 +79,9 @@ def next_row(history: History, search: Neighborhood, rng: np.random.Generator) -
     ranking = history.ranking()
     if not np.isfinite(history.values[ranking[0]]):  # nothing to start from yet
         return np.full(history.rows.shape[1], np.nan)
+    known = _known(history)
     for index in _centers(history, ranking, search, rng):
-        row = _neighbor(history, ranking, index, search, rng)
+        row = _neighbor(history, ranking, index, known, search, rng)
         if row is not None:
             return row
     for _ in range(_N_ANYWHERE):
@@ -141,6 +142,7 @@ def _neighbor(
     history: History,
     ranking: np.ndarray,
     index: int,
+    known: np.ndarray,
     search: Neighborhood,
     rng: np.random.Generator,
 ) -> np.ndarray | None:
@@ -149,7 +151,6 @@ def _neighbor(
     if search.poll == "complete":
         index, step = _unfinished(history, ranking, index, search) or (index, step)
     center = _center(history, index, search)
-    known = _known(history)
     known = known[differ_at_most_once(known, center)]
     if any(values is None for values in search.levels):
         # The finest poll comes last: a short cut past the centers that are done with.
