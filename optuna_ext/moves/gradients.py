@@ -17,7 +17,7 @@ import numpy as np
 Gradient = Literal["ridge", "simplex", "central", "smoothing", "none"]
 GRADIENTS: tuple[Gradient, ...] = get_args(Gradient)
 
-_ROWS = 128  # the nearest that are looked at, so that the cost does not grow with the history
+_ROWS = 64  # the nearest that are looked at, so that the cost does not grow with the history
 _WEIGHT = 0.01  # of the penalty of ridge regression, small as repeated trainings differ little
 _LENGTH = 1.0  # over which an effect changes, in ranges of a parameter
 _SIGMA = 0.25  # of the Gaussian weights, in ranges of a parameter

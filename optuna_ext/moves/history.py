@@ -74,8 +74,9 @@ class History:
         NaN remains where no evaluated row has the coordinate.
         """
         row = row.copy()
-        ranking = self.ranking()
-        for column in np.flatnonzero(np.isnan(row)):
+        absent = np.flatnonzero(np.isnan(row))
+        ranking = self.ranking() if len(absent) else absent
+        for column in absent:
             donors = self.rows[ranking, column]
             known = donors[~np.isnan(donors)]
             if len(known):

@@ -76,15 +76,14 @@ def _surroundings(history: History, index: int, step: float, search: Neighborhoo
 def _finest_poll(
     history: History, index: int, better: np.ndarray, search: Neighborhood
 ) -> tuple[float, int] | None:
-    """Return the smallest step of a poll that was all in vain, and its latest trial's number."""
+    """Return the smallest step of a whole poll and its latest trial, if it was in vain."""
     center = history.rows[index]
     near = np.flatnonzero(differ_at_most_once(history.rows, center))
     finest = None
     for step, neighbors in polls(center, search.initial_step, history, search):
         found = [near[matches(history.rows[near], row)] for row in neighbors]
         if all(len(rows) for rows in found):
-            if any(matches(better, row).any() for row in neighbors):
-                break
+            in_vain = not any(matches(better, row).any() for row in neighbors)
             latest = max(int(history.numbers[rows[0]]) for rows in (np.array([index]), *found))
-            finest = step, latest
+            finest = (step, latest) if in_vain else None
     return finest

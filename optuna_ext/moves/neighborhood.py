@@ -27,10 +27,10 @@ Levels = tuple[np.ndarray | None, ...]
 
 SAME = 1e-9  # a continuous value and its coordinate round differently
 _LAST = np.nextafter(1.0, 0.0)
-_MAX_BASINS = 4  # that are looked at by turns
-_TURN = 1 / 3  # probability of leaving a basin that yields nothing for the next one
+_MAX_REGIONS = 4  # that are looked at by turns
+_TURN = 1 / 3  # probability of leaving a region that yields nothing for the next one
 _N_BOLD = 2  # trials after a success that may go in several coordinates at once
-_MAX_CENTERS = 64  # polled through in vain before a point anywhere is taken
+_MAX_CENTERS = 32  # polled through in vain before a point anywhere is taken
 _N_ANYWHERE = 64  # such points tried
 _CHOICE = 0.5  # offset of a choice: two different ones are as far apart as a parameter's ends
 
@@ -79,15 +79,11 @@ def next_row(history: History, search: Neighborhood, rng: np.random.Generator) -
     ranking = history.ranking()
     if not np.isfinite(history.values[ranking[0]]):  # nothing to start from yet
         return np.full(history.rows.shape[1], np.nan)
-    for index in (_basin(history, ranking, search, rng), *ranking[:_MAX_CENTERS].tolist()):
-        step = _first_step(history, ranking, index, search)
-        if search.poll == "complete":
-            index, step = _unfinished(history, ranking, index, search) or (index, step)
-        center = _center(history, index, search)
-        for _, neighbors in polls(center, step, history, search):
-            candidates = _not_taken(history, neighbors, center)
-            if len(candidates):
-                return _choose(history, ranking, index, center, candidates, search, rng)
+    known = _known(history)
+    for index in _centers(history, ranking, search, rng):
+        row = _neighbor(history, ranking, index, known, search, rng)
+        if row is not None:
+            return row
     for _ in range(_N_ANYWHERE):
         row = _snap(rng.random((history.rows.shape[1],)), search.levels)
         if not history.is_taken(row):
@@ -142,6 +138,32 @@ def polls(
         step /= 2
 
 
+def _neighbor(
+    history: History,
+    ranking: np.ndarray,
+    index: int,
+    known: np.ndarray,
+    search: Neighborhood,
+    rng: np.random.Generator,
+) -> np.ndarray | None:
+    """Return the next row of the polls around a center, None if they are all over."""
+    step = _first_step(history, ranking, index, search)
+    if search.poll == "complete":
+        index, step = _unfinished(history, ranking, index, search) or (index, step)
+    center = _center(history, index, search)
+    known = known[differ_at_most_once(known, center)]
+    if any(values is None for values in search.levels):
+        # The finest poll comes last: a short cut past the centers that are done with.
+        finest = poll(center, search.min_step, history, search.levels)
+        if not len(_not_among(known, finest)):
+            return None
+    for _, neighbors in polls(center, step, history, search):
+        candidates = _not_among(known, neighbors)
+        if len(candidates):
+            return _choose(history, ranking, index, center, candidates, search, rng)
+    return None
+
+
 def _choose(
     history: History,
     ranking: np.ndarray,
@@ -168,7 +190,8 @@ def _choose(
             *_joint(center, candidates, expected - here),
             *_speculative(history, ranking, index, center, search.levels),
         ]
-        bold_rows = _not_taken(history, np.array(bold).reshape(len(bold), len(center)), None)
+        bold_rows = np.array(bold).reshape(len(bold), len(center))
+        bold_rows = _not_among(_known(history), bold_rows)
         if len(bold_rows):
             candidates = np.concatenate([candidates, bold_rows])
             # Without a gradient the last successful direction is all there is to go by.
@@ -245,7 +268,7 @@ def _unfinished(
         center = _center(history, record, search)
         neighbors = poll(center, step, history, search.levels)
         was_polled = matches(neighbors, history.rows[index]).any()
-        if was_polled and len(_not_taken(history, neighbors, center)):
+        if was_polled and len(_not_among(_known(history), neighbors)):
             return record, step
     return None
 
@@ -256,28 +279,31 @@ def _axis_distance(a: np.ndarray, b: np.ndarray) -> float | None:
     return float(distances.max()) if np.count_nonzero(distances > SAME) == 1 else None
 
 
-def _basin(
+def _centers(
     history: History, ranking: np.ndarray, search: Neighborhood, rng: np.random.Generator
-) -> int:
-    """Return the best row, or by chance that of another region if this one yields nothing.
+) -> Iterator[int]:
+    """Give the rows to poll around: the best one of a region, then the best of all.
 
-    A region is what has the same choices as its best row and is within an initial step of it.
-    It yields nothing when as many of its rows as there are columns came after its best. A
-    complete poll is not left: it moves on when it is over.
+    A region is what has the same choices as its best row and is within an initial step of it. It
+    yields nothing when as many of its rows as there are columns came after its best. Then chance
+    may put the next region first; but a complete poll is not left before it is over.
     """
-    if search.poll == "complete":
-        return int(ranking[0])
     radius = SAME + np.where(history.ordered, search.initial_step, 0.0)
+    heads: list[int] = []
+    first = 0
     rest = ranking
-    for _ in range(_MAX_BASINS):
-        best = int(rest[0])
-        distances = np.nan_to_num(np.abs(history.rows[rest] - history.rows[best]))
+    while len(rest) and len(heads) < _MAX_REGIONS:
+        head = int(rest[0])
+        distances = np.nan_to_num(np.abs(history.rows[rest] - history.rows[head]))
         far = (distances > radius).any(axis=1)
-        n_in_vain = np.count_nonzero(rest[~far] > best)
-        if n_in_vain < history.rows.shape[1] or not far.any() or rng.random() > _TURN:
-            return best
+        n_in_vain = np.count_nonzero(rest[~far] > head)
+        stays = first < len(heads) or search.poll == "complete"
+        if not stays and far.any() and n_in_vain >= len(radius) and rng.random() < _TURN:
+            first += 1
+        heads.append(head)
         rest = rest[far]
-    return int(ranking[0])
+    yield heads[min(first, len(heads) - 1)]
+    yield from ranking[:_MAX_CENTERS].tolist()
 
 
 def averaged(history: History, n_repeats: int) -> tuple[History, np.ndarray | None]:
@@ -318,13 +344,16 @@ def _snap(row: np.ndarray, levels: Levels) -> np.ndarray:
     return row
 
 
-def _not_taken(history: History, rows: np.ndarray, center: np.ndarray | None) -> np.ndarray:
-    """Return the rows that are not taken; with a center, they differ from it in one place."""
-    known = np.concatenate([history.rows, history.pending])
-    known = known[~np.isnan(known).all(axis=1)]
-    if center is not None:
-        known = known[differ_at_most_once(known, center)]
-    return rows[[not matches(known, row).any() for row in rows]] if len(rows) else rows
+def _known(history: History) -> np.ndarray:
+    """Return the rows that are evaluated or on their way."""
+    rows = np.concatenate([history.rows, history.pending])
+    return np.asarray(rows[~np.isnan(rows).all(axis=1)])
+
+
+def _not_among(known: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Return those of ``rows`` that agree with none of the known rows."""
+    differ = (np.abs(known[:, None] - rows[None]) > SAME).any(axis=2)
+    return np.asarray(rows[differ.all(axis=0)])
 
 
 def differ_at_most_once(rows: np.ndarray, center: np.ndarray) -> np.ndarray:

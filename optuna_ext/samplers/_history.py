@@ -147,8 +147,8 @@ class HistorySampler(BaseSampler, abc.ABC):
                 return {}
             space = self._unit_space(search_space)
             plan = self._plan(study, trial, table, space)
-        self._plans[study.study_name, trial.number] = plan
-        return {name: from_unit(space.distributions[name], u) for name, u in plan.items()}
+            self._plans[study.study_name, trial.number] = plan
+            return {name: table.value(space, name, u) for name, u in plan.items()}
 
     def sample_independent(
         self,

@@ -12,6 +12,7 @@ from optuna.trial import TrialState
 
 from optuna_ext.moves import History
 from optuna_ext.samplers._levels import Levels
+from optuna_ext.space import from_unit
 from optuna_ext.space import to_unit
 
 
@@ -62,6 +63,8 @@ class TrialTable:
         self._space: UnitSpace | None = None  # that of the rows
         self._rows = np.empty((0, 0))
         self._encoded = np.empty(0, bool)
+        # Continuous values by coordinate: the way there and back would round them.
+        self._exact: dict[tuple[str, float], float] = {}
 
     @property
     def n_usable(self) -> int:
@@ -102,10 +105,17 @@ class TrialTable:
             self._space = space
             self._rows = np.full((len(self._state), space.n_dims), np.nan)
             self._encoded = np.zeros(len(self._state), bool)
+            self._exact.clear()
         numbers = np.flatnonzero(self._state == _USABLE)
         for number in numbers[~self._encoded[numbers]]:
-            self._rows[number] = encode(space, self._trials[number].params)
+            params = self._trials[number].params
+            self._rows[number] = encode(space, params)
             self._encoded[number] = True
+            for name, u, n in zip(
+                space.names, self._rows[number].tolist(), space.n_values, strict=True
+            ):
+                if n is None and name in params:
+                    self._exact[name, u] = params[name]
         rows, values = self._rows[numbers], self._values[numbers]
         # A trial of another branch, or from before a parameter was added, may have none of them.
         known = ~np.isnan(rows).all(axis=1)
@@ -122,6 +132,11 @@ class TrialTable:
             n_values=space.n_values,
             ordered=tuple(is_ordered(space.distributions[name]) for name in space.names),
         )
+
+    def value(self, space: UnitSpace, name: str, u: float) -> Any:
+        """Return a parameter's value at a coordinate; the same as a trial's that was there."""
+        exact = self._exact.get((name, u))
+        return from_unit(space.distributions[name], u) if exact is None else exact
 
     def _grow(self) -> None:
         size = max(64, len(self._state))
