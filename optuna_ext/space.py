@@ -6,6 +6,7 @@ in the package works on rows ``u`` in ``[0, 1)``.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 import math
 from typing import Any
 from typing import TYPE_CHECKING
@@ -17,7 +18,6 @@ from optuna.distributions import IntDistribution
 
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
     from collections.abc import Sequence
 
     from numpy.typing import NDArray
@@ -200,6 +200,10 @@ class UnitSpace:
     """
 
     def __init__(self, distributions: Mapping[str, BaseDistribution]) -> None:
+        if not isinstance(distributions, Mapping):
+            raise TypeError(
+                f"A search space must map names to distributions, but got {distributions!r}."
+            )
         self.distributions = dict(distributions)
         columns: dict[str, int | None] = {}
         self._constants: dict[str, Any] = {}

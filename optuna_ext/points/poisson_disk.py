@@ -89,6 +89,10 @@ def check_poisson_disk(d: int, *, n: int | None, radius: float | None) -> None:
     if n is not None:
         check_int("n", n, high=_MAX_POINTS)
     if radius is not None:
+        try:
+            radius = float(radius)
+        except (TypeError, ValueError):
+            raise TypeError(f"`radius` must be a number, but got {radius!r}.") from None
         if not 0.0 < radius < math.inf:
             raise ValueError(f"`radius` must be positive and finite, but got {radius}.")
         # The balls around the rows of a filled cube cover it: there are at least 1 / volume rows.

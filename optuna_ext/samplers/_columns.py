@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections import OrderedDict
+import itertools
 import threading
 from typing import TYPE_CHECKING
 import weakref
@@ -15,14 +17,7 @@ if TYPE_CHECKING:
     from optuna.study import Study
     from optuna.trial import FrozenTrial
 
-
-class _Settled:
-    """Names seen in the trials ``0 .. n_trials-1``, all finished: they can never change again."""
-
-    def __init__(self, declared: Iterable[str]) -> None:
-        self.columns = {name: column for column, name in enumerate(declared)}
-        self.n_trials = 0
-        self.n_first: int | None = None  # parameters of the first trial that had any
+_N_KEPT = 1024  # running trials whose columns are kept
 
 
 class ColumnMap:
@@ -31,11 +26,11 @@ class ColumnMap:
     The declared names come first; every other name follows in order of first appearance in the
     study: by trial number, then by the order in which that trial suggested it. This is a function
     of the stored trials alone, so workers and restarted processes agree without writing anything.
-    Names of finished trials are remembered; asking for one of them reads no storage.
+    What finished trials have fixed is remembered; asking for it again reads no storage.
 
-    While several workers run the very first trials of a *conditional* space, a lower-numbered
-    trial may still bring in a name and move the later ones by a column. That affects only the
-    points drawn until then, and declaring the space avoids it.
+    While several workers run the first trials of a *conditional* space, a lower-numbered trial may
+    still bring in a name and move the later ones by a column. Points drawn until then are a little
+    less even, though no trial gets a column twice; declaring the space avoids it.
 
     Args:
         declared: Names that take the columns ``0, 1, ...`` whatever the trials do.
@@ -44,7 +39,7 @@ class ColumnMap:
     def __init__(self, declared: Sequence[str] = ()) -> None:
         self._declared = tuple(declared)
         self._lock = threading.Lock()
-        self._settled: weakref.WeakKeyDictionary[BaseStorage, dict[int, _Settled]] = (
+        self._names: weakref.WeakKeyDictionary[BaseStorage, dict[int, _Names]] = (
             weakref.WeakKeyDictionary()
         )
 
@@ -57,53 +52,98 @@ class ColumnMap:
     def columns(self, study: Study, trial: FrozenTrial, names: Iterable[str]) -> dict[str, int]:
         """Return the columns of ``names``, about to be suggested in this order by ``trial``."""
         names = tuple(names)
-        settled = self._get_settled(study)
-        if all(name in settled.columns for name in names):
-            return {name: settled.columns[name] for name in names}
-
-        trials = self._settle(study, settled)
-        columns = dict(settled.columns)
-        # Trials from the first unfinished one on may still bring in names: nothing is kept.
-        for other in trials[settled.n_trials :]:
-            _append(columns, parameters(other))
-            if other.number == trial.number:
-                _append(columns, names)
-        _append(columns, names)
-        return {name: columns[name] for name in names}
+        storage, study_id = _host.identity(study)
+        with self._lock:
+            known = self._get(storage, study_id)
+            if all(name in known.settled for name in names):
+                return {name: known.settled[name] for name in names}
+            own = known.running.get(trial.number, {})
+            if any(name not in own for name in names):
+                trials = known.update(study)
+                given = {name: own[name] for name in own if name in trial.distributions}
+                own = _without_repeats(given, known.columns(trials, trial.number, names))
+                known.keep(trial.number, own)
+            return {name: own[name] for name in names}
 
     def n_first(self, study: Study, trial: FrozenTrial | None) -> int | None:
         """Return how many parameters the study's first trial has, None while there is none.
 
         ``trial`` itself, still suggesting, is not counted.
         """
-        settled = self._get_settled(study)
-        if settled.n_first is None:
-            trials = self._settle(study, settled)
-            if settled.n_first is None:
-                sizes = (
-                    len(parameters(other))
-                    for other in trials[settled.n_trials :]
-                    if trial is None or other.number != trial.number
-                )
-                return next(filter(None, sizes), None)
-        return settled.n_first
-
-    def _get_settled(self, study: Study) -> _Settled:
         storage, study_id = _host.identity(study)
         with self._lock:
-            studies = self._settled.setdefault(storage, {})
-            return studies.setdefault(study_id, _Settled(self._declared))
+            known = self._get(storage, study_id)
+            if known.n_first is None or known.open:
+                trials = known.update(study)
+                for number in known.open:
+                    is_other = trial is None or number != trial.number
+                    if is_other and number < known.first_number and parameters(trials[number]):
+                        return len(parameters(trials[number]))
+            return known.n_first
 
-    def _settle(self, study: Study, settled: _Settled) -> list[FrozenTrial]:
-        """Take in the finished trials up to the first unfinished one; return all trials."""
+    def _get(self, storage: BaseStorage, study_id: int) -> _Names:
+        studies = self._names.setdefault(storage, {})
+        if study_id not in studies:
+            studies[study_id] = _Names(self._declared)
+        return studies[study_id]
+
+
+class _Names:
+    """What the finished trials of one study tell, taken in trial by trial."""
+
+    def __init__(self, declared: Iterable[str]) -> None:
+        self._declared = {name: column for column, name in enumerate(declared)}
+        self._first: dict[str, tuple[int, int]] = {}  # trial number, position in it
+        self._n_seen = 0
+        self.open: list[int] = []  # trials seen that are not finished
+        self.settled = dict(self._declared)  # columns that no trial can change any more
+        self.n_first: int | None = None
+        self.first_number = float("inf")  # of the trial that has these n_first parameters
+        # Columns by running trial, as it found them: one look at the storage, no column twice.
+        self.running: OrderedDict[int, dict[str, int]] = OrderedDict()
+
+    def update(self, study: Study) -> list[FrozenTrial]:
+        """Take in trials that have finished; return all trials."""
         trials = _host.all_trials(study)
-        with self._lock:
-            while settled.n_trials < len(trials) and trials[settled.n_trials].state.is_finished():
-                names = parameters(trials[settled.n_trials])
-                settled.n_first = settled.n_first or len(names) or None
-                _append(settled.columns, names)
-                settled.n_trials += 1
+        still_open = []
+        for number in itertools.chain(self.open, range(self._n_seen, len(trials))):
+            if not trials[number].state.is_finished():
+                still_open.append(number)
+                continue
+            names = parameters(trials[number])
+            _note(self._first, number, names)
+            self.running.pop(number, None)
+            if names and number < self.first_number:
+                self.first_number, self.n_first = number, len(names)
+        self.open, self._n_seen = still_open, len(trials)
+        end = min(still_open, default=len(trials))
+        early = {name: place for name, place in self._first.items() if place[0] < end}
+        if len(early) + len(self._declared) > len(self.settled):
+            self.settled = self._number(early)
         return trials
+
+    def columns(
+        self, trials: Sequence[FrozenTrial], own_number: int, names: tuple[str, ...]
+    ) -> dict[str, int]:
+        """Return the columns of all names, with those that the trial is about to suggest."""
+        first = dict(self._first)
+        for number in self.open:
+            suggested = parameters(trials[number])
+            _note(first, number, suggested + [*names] * (number == own_number))
+        if own_number not in self.open:  # sampled without a running trial
+            _note(first, own_number, names)
+        return self._number(first)
+
+    def keep(self, number: int, columns: dict[str, int]) -> None:
+        self.running[number] = columns
+        if len(self.running) > _N_KEPT:
+            self.running.popitem(last=False)
+
+    def _number(self, first: dict[str, tuple[int, int]]) -> dict[str, int]:
+        columns = dict(self._declared)
+        for name in sorted(first, key=first.__getitem__):
+            columns.setdefault(name, len(columns))
+        return columns
 
 
 def parameters(trial: FrozenTrial) -> list[str]:
@@ -111,6 +151,18 @@ def parameters(trial: FrozenTrial) -> list[str]:
     return [name for name, dist in trial.distributions.items() if not dist.single()]
 
 
-def _append(columns: dict[str, int], names: Iterable[str]) -> None:
-    for name in names:
-        columns.setdefault(name, len(columns))
+def _note(first: dict[str, tuple[int, int]], number: int, names: Sequence[str]) -> None:
+    for position, name in enumerate(names):
+        place = (number, position)
+        if place < first.get(name, (number + 1, 0)):
+            first[name] = place
+
+
+def _without_repeats(given: dict[str, int], columns: dict[str, int]) -> dict[str, int]:
+    """Keep the columns that a trial was given before, and give it none of them again."""
+    free = itertools.count(len(columns))
+    used = set(given.values())
+    return {
+        name: given.get(name, next(free) if column in used else column)
+        for name, column in columns.items()
+    }

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from optuna.trial import TrialState
 
 
+ROW_ATTR = "design_row"  # user attribute of the trials whose row is not their number
+
+
 class DesignSampler(BaseSampler, abc.ABC):
     """Base of the samplers that place trials by a design, whatever the objective returns.
 
@@ -49,12 +52,13 @@ class DesignSampler(BaseSampler, abc.ABC):
         if seed is not None:
             check_int("seed", seed)
         check_int("first_trial", first_trial)
-        self._space = UnitSpace(search_space or {})
+        self._space = UnitSpace({} if search_space is None else search_space)
         self._seed = seed
         self._first_trial = first_trial
         self._columns = ColumnMap(self._space.names)
-        # Rows of running trials whose row is not their number: a cache of what before_trial saw.
-        self._other_rows: dict[tuple[str, int], int] = {}
+        # Rows of running trials whose row is not their number, as ROW_ATTR says: the trial that
+        # is handed to the hooks was read before the attribute was written.
+        self._other_rows: dict[tuple[int, int, int], int] = {}
 
     @abc.abstractmethod
     def _coordinate(
@@ -91,8 +95,8 @@ class DesignSampler(BaseSampler, abc.ABC):
         # A trial retried after its worker died keeps what it had suggested; the rest of its
         # parameters must come from the row it had then.
         original = _host.retried_number(trial)
-        if original is not None:
-            self._other_rows[study.study_name, trial.number] = original - self._first_trial
+        if original is not None and ROW_ATTR not in trial.user_attrs:
+            self._set_row(study, trial, original - self._first_trial)
 
     def after_trial(
         self,
@@ -102,7 +106,12 @@ class DesignSampler(BaseSampler, abc.ABC):
         values: Sequence[float] | None,
     ) -> None:
         del state, values
-        self._other_rows.pop((study.study_name, trial.number), None)
+        self._other_rows.pop(_host.trial_key(study, trial), None)
+
+    def _set_row(self, study: Study, trial: FrozenTrial, row: int) -> None:
+        """Give the trial another row than its number, in this process and all others."""
+        self._other_rows[_host.trial_key(study, trial)] = row
+        _host.set_trial_user_attr(study, trial, ROW_ATTR, row)
 
     def _seed_of(self, study: Study) -> int:
         return _host.seed_from_name(study) if self._seed is None else self._seed
@@ -111,9 +120,9 @@ class DesignSampler(BaseSampler, abc.ABC):
         self, study: Study, trial: FrozenTrial, column: int, distribution: BaseDistribution
     ) -> Any:
         seed = self._seed_of(study)
-        row = trial.number - self._first_trial
+        row = trial.user_attrs.get(ROW_ATTR, trial.number - self._first_trial)
         if self._other_rows:
-            row = self._other_rows.get((study.study_name, trial.number), row)
+            row = self._other_rows.get(_host.trial_key(study, trial), row)
         if row < 0:  # before the design: any point will do, but the same one for everybody
             u = np.random.default_rng((seed, trial.number, column)).random()
         else:

@@ -26,7 +26,7 @@ class HammersleySampler(DeclaredSizeSampler):
 
     Trial ``i`` takes row ``i``; nothing is stored and workers need not talk. Later trials open a
     further set with a seed of its own. Conditional and changing spaces, enqueued and partially
-    fixed parameters are welcome.
+    fixed parameters are welcome, up to 1,025 of them.
 
     Example:
 

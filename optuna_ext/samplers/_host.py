@@ -33,6 +33,11 @@ def identity(study: Study) -> tuple[BaseStorage, int]:
     return study._storage, study._study_id
 
 
+def trial_key(study: Study, trial: FrozenTrial) -> tuple[int, int, int]:
+    """Return a key for what is kept about a trial while it runs."""
+    return id(study._storage), study._study_id, trial.number
+
+
 def set_trial_user_attr(study: Study, trial: FrozenTrial, key: str, value: Any) -> None:
     """Write a user attribute of a running trial.
 

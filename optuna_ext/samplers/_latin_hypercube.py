@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import math
+from typing import get_args
 from typing import TYPE_CHECKING
 
 from optuna_ext.points import latin_hypercube
+from optuna_ext.points import LatinHypercubeKind
 from optuna_ext.points.latin_hypercube import check_latin_hypercube
 from optuna_ext.samplers._sets import DeclaredSizeSampler
 
@@ -16,8 +18,6 @@ if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
     from optuna.study import Study
     from optuna.trial import FrozenTrial
-
-    from optuna_ext.points.latin_hypercube import LatinHypercubeKind
 
 
 class LatinHypercubeSampler(DeclaredSizeSampler):
@@ -92,6 +92,8 @@ class LatinHypercubeSampler(DeclaredSizeSampler):
         try:
             check_latin_hypercube(n_points, len(self._space), kind=kind)
         except ValueError as error:
+            if kind not in get_args(LatinHypercubeKind):
+                raise
             raise ValueError(
                 f"There is no Latin hypercube for {n_points=} and {len(self._space)} declared "
                 f"parameters: {error}"

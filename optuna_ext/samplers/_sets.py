@@ -3,15 +3,18 @@ from __future__ import annotations
 import abc
 import datetime
 from typing import TYPE_CHECKING
+import weakref
 
 import numpy as np
 from optuna.trial import TrialState
 
 from optuna_ext._checks import check_int
+from optuna_ext.points import halton
 from optuna_ext.points import latin_hypercube
 from optuna_ext.points import sobol
 from optuna_ext.samplers import _host
 from optuna_ext.samplers._design import DesignSampler
+from optuna_ext.samplers._design import ROW_ATTR
 
 
 if TYPE_CHECKING:
@@ -20,11 +23,11 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
     from optuna.distributions import BaseDistribution
+    from optuna.storages import BaseStorage
     from optuna.study import Study
     from optuna.trial import FrozenTrial
 
 
-_ROW_ATTR = "design_row"
 _COVERING_STATES = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING)
 _N_KEPT = 64
 
@@ -46,9 +49,13 @@ class SetSampler(DesignSampler, abc.ABC):
         super().__init__(search_space=search_space, seed=seed, first_trial=first_trial)
         self._retry_failed = bool(retry_failed)
         self._kept: dict[tuple[str, int, int, int, int], NDArray[np.float64]] = {}  # a cache
+        self._done: weakref.WeakKeyDictionary[BaseStorage, set[int]] = weakref.WeakKeyDictionary()
 
     def __getstate__(self) -> dict[str, object]:
-        return {**self.__dict__, "_kept": {}}
+        return {key: value for key, value in vars(self).items() if key not in ("_kept", "_done")}
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        vars(self).update(state, _kept={}, _done=weakref.WeakKeyDictionary())
 
     @abc.abstractmethod
     def _size(self, study: Study, trial: FrozenTrial | None) -> int | None:
@@ -67,7 +74,10 @@ class SetSampler(DesignSampler, abc.ABC):
     ) -> float:
         size = self._size(study, trial)
         if size is None:
-            return float(sobol(1, column + 1, seed=seed, start=row)[0, column])
+            # A Poisson disk set starts with row 0 of this Sobol sequence whatever its columns and
+            # takes its other rows from it: those of trials that cannot wait come from elsewhere.
+            early = sobol if row == 0 else halton
+            return float(early(1, column + 1, seed=seed, start=row)[0, column])
         block, row = divmod(row, size)
         n_columns = self._n_columns(study, trial)
         if n_columns is None:  # columns do not depend on their number: leave room for more
@@ -102,12 +112,11 @@ class SetSampler(DesignSampler, abc.ABC):
         if not self._retry_failed or _host.is_enqueued(trial):
             return
         size = self._size(study, trial)
-        if size is None or trial.number < self._first_trial + size:
+        if size is None or trial.number < self._first_trial + size or self._is_done(study):
             return
         row = self._claim(_host.all_trials(study), trial, size)
         if row is not None:
-            self._other_rows[study.study_name, trial.number] = row
-            _host.set_trial_user_attr(study, trial, _ROW_ATTR, row)
+            self._set_row(study, trial, row)
 
     def is_exhausted(self, study: Study) -> bool:
         """Return whether every point of the (first) set has been tried.
@@ -136,6 +145,14 @@ class SetSampler(DesignSampler, abc.ABC):
                 tried.add(self._row_of(trial))
         return tried.issuperset(range(size))
 
+    def _is_done(self, study: Study) -> bool:
+        """Return whether no point will ever have to be retried; once so, reads no storage."""
+        storage, study_id = _host.identity(study)
+        done = self._done.setdefault(storage, set())
+        if study_id not in done and self.is_exhausted(study):
+            done.add(study_id)
+        return study_id in done
+
     def _claim(self, trials: list[FrozenTrial], trial: FrozenTrial, size: int) -> int | None:
         """Return a row of the first set that no trial covers, or None.
 
@@ -157,15 +174,15 @@ class SetSampler(DesignSampler, abc.ABC):
         # A row that opens later must not move those that opened before it.
         lost.sort(key=lambda t: (_opened(t), t.number))
         rank = sum(
-            t.state == TrialState.RUNNING and not t.params and _ROW_ATTR not in t.user_attrs
+            t.state == TrialState.RUNNING and not t.params and ROW_ATTR not in t.user_attrs
             for t in trials[end : trial.number]
         )
         return lost[rank].number - self._first_trial if rank < len(lost) else None
 
     def _row_of(self, trial: FrozenTrial) -> int | None:
         """Return the row that a trial evaluates, None when its parameters were given to it."""
-        if _ROW_ATTR in trial.user_attrs:
-            return int(trial.user_attrs[_ROW_ATTR])
+        if ROW_ATTR in trial.user_attrs:
+            return int(trial.user_attrs[ROW_ATTR])
         if _host.is_enqueued(trial):
             return None
         original = _host.retried_number(trial)

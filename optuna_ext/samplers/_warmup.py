@@ -60,6 +60,7 @@ class WarmupSampler(BaseSampler):
         self._first = first
         self._then = then
         # The lowest trial number known to belong to `then`, by study: all later ones do, too.
+        self._owner: dict[tuple[int, int, int], BaseSampler] = {}  # of running trials
         self._turn: weakref.WeakKeyDictionary[BaseStorage, dict[int, int]] = (
             weakref.WeakKeyDictionary()
         )
@@ -98,7 +99,9 @@ class WarmupSampler(BaseSampler):
         return sampler.sample_independent(study, trial, param_name, param_distribution)
 
     def before_trial(self, study: Study, trial: FrozenTrial) -> None:
-        self._sampler_of(study, trial).before_trial(study, trial)
+        # Decided once: a queued trial may start before this one has all its parameters.
+        owner = self._owner[_host.trial_key(study, trial)] = self._sampler_of(study, trial)
+        owner.before_trial(study, trial)
 
     def after_trial(
         self,
@@ -108,8 +111,13 @@ class WarmupSampler(BaseSampler):
         values: Sequence[float] | None,
     ) -> None:
         self._sampler_of(study, trial).after_trial(study, trial, state, values)
+        self._owner.pop(_host.trial_key(study, trial), None)
 
     def _sampler_of(self, study: Study, trial: FrozenTrial) -> BaseSampler:
+        owner = self._owner.get(_host.trial_key(study, trial))
+        return self._decide(study, trial) if owner is None else owner
+
+    def _decide(self, study: Study, trial: FrozenTrial) -> BaseSampler:
         if trial.number < self._n:
             return self._first
         storage, study_id = _host.identity(study)

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import pickle
+from unittest.mock import Mock
 
 import optuna
 from optuna.distributions import FloatDistribution
 from optuna.trial import TrialState
 import pytest
 
+from optuna_ext import SobolSampler
 from optuna_ext.samplers import _host
 from optuna_ext.samplers._columns import ColumnMap
 
@@ -65,6 +67,37 @@ def test_settled_names_are_not_looked_up_again(monkeypatch: pytest.MonkeyPatch) 
     assert columns_of(map_, study, "a", "b") == [0, 1]
     monkeypatch.setattr(_host, "all_trials", None)
     assert columns_of(map_, study, "b") == [1]
+
+
+def test_no_trial_gets_a_column_twice() -> None:
+    """Though trial 0 brings in its name between the two suggestions of trial 1."""
+    study = optuna.create_study(sampler=SobolSampler(seed=0))
+    first, second = study.ask(), study.ask()
+    second.suggest_float("lr", 0, 1)
+    first.suggest_float("units", 0, 1)
+    second.suggest_float("units", 0, 1)
+    first.suggest_float("lr", 0, 1)
+    for trial in (first, second):
+        assert trial.params["lr"] != trial.params["units"]
+    study.tell(first, 0)
+    study.tell(second, 0)
+    assert columns_of(ColumnMap(), study, "units", "lr") == [0, 1]
+
+
+def test_a_trial_that_never_ends_costs_one_look_per_trial(monkeypatch: pytest.MonkeyPatch) -> None:
+    study = optuna.create_study()
+    suggest(study, "a")  # its worker was killed
+    map_ = ColumnMap()
+    look = Mock(wraps=_host.all_trials)
+    monkeypatch.setattr(_host, "all_trials", look)
+    for _ in range(5):
+        trial = study.ask()
+        for name in ("a", "b", "c"):
+            columns = map_.columns(study, study.trials[trial.number], (name,))
+            assert columns == {name: "abc".index(name)}
+            trial.suggest_float(name, 0, 1)
+        study.tell(trial, 0)
+    assert look.call_count == 3 + 4  # the first one meets three new names
 
 
 def test_number_of_parameters_of_the_first_trial() -> None:

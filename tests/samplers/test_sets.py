@@ -7,6 +7,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 import math
 import threading
+from typing import Any
 
 import numpy as np
 import optuna
@@ -22,6 +23,7 @@ from optuna_ext import PoissonDiskSampler
 from optuna_ext.points import hammersley
 from optuna_ext.points import min_distance
 from optuna_ext.points import poisson_disk
+from optuna_ext.samplers import _host
 from optuna_ext.samplers._sets import SetSampler
 
 
@@ -194,6 +196,41 @@ def test_workers_retry_different_points() -> None:
     assert {t.user_attrs["design_row"] for t in study.trials[N:]} == {2, 5, 9, 11}
 
 
+def test_another_process_goes_on_with_a_retried_trial() -> None:
+    """The row is in the storage, not in the sampler that chose it."""
+    sampler = HammersleySampler(n_points=N, seed=3, retry_failed=True)
+    study = optuna.create_study(sampler=sampler)
+    study.optimize(failing_at(2), n_trials=N, catch=RuntimeError)
+    asked = study.ask()
+    study.sampler = HammersleySampler(n_points=N, seed=3, retry_failed=True)
+    trial = optuna.Trial(study, asked._trial_id)
+    objective(trial)
+    assert trial.user_attrs["design_row"] == 2
+    assert trial.params == study.trials[2].params
+
+
+def test_complete_sets_are_not_looked_at_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    study = optuna.create_study(sampler=LatinHypercubeSampler(n_points=4, retry_failed=True))
+    study.optimize(objective, n_trials=5)
+    monkeypatch.setattr(_host, "all_trials", None)
+    study.optimize(objective, n_trials=2)
+    assert len(study.trials) == 7
+
+
+@pytest.mark.parametrize("kwargs", [{"n_points": N}, {"radius": 0.15}])
+def test_poisson_disk_repeats_no_point_when_the_first_trials_fail(kwargs: dict[str, Any]) -> None:
+    def run(trial: optuna.Trial) -> float:
+        if trial.number < 2:
+            raise RuntimeError("before it has suggested anything")
+        return objective(trial)
+
+    for seed in range(10):
+        study = optuna.create_study(sampler=PoissonDiskSampler(seed=seed, **kwargs))
+        study.optimize(run, n_trials=N, catch=RuntimeError)
+        points = [tuple(trial.params.values()) for trial in study.trials[2:]]
+        assert len(set(points)) == len(points)
+
+
 def test_exhausted_in_a_callback_stops_the_study() -> None:
     sampler = LatinHypercubeSampler(n_points=6)
 
@@ -223,7 +260,7 @@ def test_integers_and_categories_are_balanced() -> None:
     [
         (lambda: LatinHypercubeSampler(n_points=0), "`n_points` must be at least 1, but got 0"),
         (lambda: LatinHypercubeSampler(n_points=24, kind="strength-2"), "square of a prime"),
-        (lambda: LatinHypercubeSampler(n_points=5, kind="best"), "`kind` must be one of"),  # type: ignore[arg-type]
+        (lambda: LatinHypercubeSampler(n_points=5, kind="best"), "^`kind` must be one of"),  # type: ignore[arg-type]
         (lambda: LatinHypercubeSampler(n_points=5, kind="random-cd"), "give `search_space`"),
         (lambda: PoissonDiskSampler(), "exactly one of `n_points` and `radius`"),
         (lambda: PoissonDiskSampler(n_points=3, radius=0.1), "exactly one of"),
@@ -245,3 +282,12 @@ def test_bad_arguments(call: object, message: str) -> None:
     assert callable(call)
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_bad_types() -> None:
+    with pytest.raises(TypeError, match="`radius` must be a number, but got 'a'"):
+        PoissonDiskSampler(radius="a")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="`n_points` must be an integer, but got True"):
+        HammersleySampler(n_points=True)
+    with pytest.raises(TypeError, match="must map names to distributions, but got"):
+        LatinHypercubeSampler(n_points=4, search_space=["x"])  # type: ignore[arg-type]

@@ -57,6 +57,17 @@ def test_waiting_trials_do_not_count() -> None:
     assert ask_past_the_queue(study).suggest_float("x", 0, 1) == 1.0
 
 
+def test_a_trial_keeps_its_sampler() -> None:
+    """Though a queued trial starts between its suggestions and would change the count."""
+    study = optuna.create_study(sampler=WarmupSampler(Constant(0.0), 2, Constant(1.0)))
+    study.enqueue_trial({"x": 0.5})
+    study.enqueue_trial({"x": 0.5})
+    late = ask_past_the_queue(study)
+    study.ask()
+    study.ask()
+    assert late.suggest_float("x", 0, 1) == 0.0
+
+
 def test_parallel_workers_give_first_its_trials() -> None:
     study = optuna.create_study(sampler=WarmupSampler(Constant(0.0), 10, Constant(1.0)))
     study.optimize(objective, n_trials=40, n_jobs=4)
