@@ -93,7 +93,7 @@ def open_storage(
         if options:
             raise ValueError("heartbeat is set when a storage is opened, but this one is open")
         return storage
-    kind, target = _parse(storage)
+    kind, target = parse_storage(storage)
     if options and kind != "sqlite" and kind not in DRIVERS:
         raise ValueError(
             "heartbeat needs an SQLite, PostgreSQL or MySQL storage, "
@@ -126,7 +126,7 @@ def dashboard_command(storage: str | os.PathLike[str]) -> str:
         >>> dashboard_command("study.db")
         'optuna-dashboard sqlite:///study.db'
     """
-    kind, target = _parse(storage)
+    kind, target = parse_storage(storage)
     if kind == "sqlite":
         target = sqlite_url(_short(target))
     elif kind == "journal":
@@ -142,13 +142,29 @@ def dashboard_command(storage: str | os.PathLike[str]) -> str:
     return shlex.join(["optuna-dashboard", target])
 
 
-def _parse(storage: str | os.PathLike[str]) -> tuple[str, str]:
-    """Return the kind of a storage, and its path or URL."""
+def parse_storage(storage: str | os.PathLike[str]) -> tuple[str, str]:
+    """Return the kind of a storage, and its path or URL; nothing is opened.
+
+    Args:
+        storage:
+            What :func:`open_storage` takes.
+
+    Returns:
+        ``("sqlite", PATH)``, ``("journal", PATH)``, ``("memory", URL)``, or the scheme of a
+        server and its URL.
+
+    Raises:
+        ValueError: If it is none of these.
+
+    Example:
+        >>> parse_storage("sqlite:///study.db")
+        ('sqlite', 'study.db')
+    """
     if isinstance(storage, os.PathLike):
         return "sqlite", os.fspath(storage)
     if not isinstance(storage, str):
         raise TypeError(f"storage must be {_FORMS}, but is of type {type(storage).__name__}")
-    if storage in (":memory:", "sqlite://", "sqlite:///:memory:"):
+    if storage in (":memory:", "sqlite://"):
         return "memory", storage
     # Two letters or more, as C:\study.db is a path.
     match = re.fullmatch(r"([A-Za-z][\w.+-]+):(.*)", storage, flags=re.DOTALL)
@@ -156,7 +172,8 @@ def _parse(storage: str | os.PathLike[str]) -> tuple[str, str]:
     if match is None:
         kind, target = "sqlite", storage
     elif scheme == "sqlite":
-        kind, target = "sqlite", _sqlite_path(storage)
+        target = _sqlite_path(storage)
+        kind = "memory" if target == ":memory:" else "sqlite"
     elif scheme == "journal":
         kind, target = "journal", match[2].removeprefix("//")
     elif scheme in DRIVERS or scheme == "grpc":

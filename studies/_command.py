@@ -150,8 +150,12 @@ def run_plan(plan: Plan, *, as_json: bool) -> int:
                 )
             _run(plan, job, interrupt=interrupt, progress=progress, tickets=tickets)
         summary = summarize(study, location=job.storage)
-        if plan.figure is not None and save_figure(study, plan.figure):
-            summary["figure"] = str(plan.figure)
+        if plan.figure is not None:
+            try:
+                if save_figure(study, plan.figure):
+                    summary["figure"] = str(plan.figure)
+            except OSError as error:  # the disk is full, say; what was found is told all the same
+                errors.print(f"warning: no figure: {error}", markup=False, soft_wrap=True)
         if as_json:
             sys.stdout.write(to_json(summary) + "\n")
         else:

@@ -5,15 +5,22 @@ from __future__ import annotations
 from dataclasses import asdict
 from dataclasses import dataclass
 from dataclasses import field
+from functools import partial
 import json
+import os
 from pathlib import Path
+import sqlite3
 from typing import Any
 
 import optuna
+from optuna.exceptions import StorageInternalError
 from optuna.storages import BaseStorage
+from optuna.storages import RDBStorage
 from optuna.study import Study
+from sqlalchemy.pool import NullPool
 
 from optuna_ext import open_storage
+from optuna_ext.storage import parse_storage
 from studies._catalog import make_pruner
 from studies._catalog import make_sampler
 from studies._catalog import parse_assignments
@@ -112,11 +119,36 @@ def connect(storage: str) -> BaseStorage:
         raise UserError(f"--storage: {error}") from error
 
 
+def connect_to_read(storage: str) -> BaseStorage:
+    """Open a storage that exists, without the changes that ``connect`` makes to an SQLite file.
+
+    Raises:
+        UserError: If that is not possible.
+    """
+    kind, _ = parse_storage(storage)
+    file = storage_file(storage)
+    if kind != "sqlite" or file is None or not os.access(file, os.W_OK):
+        return connect(storage)
+    # Not mode=ro, which leaves -wal and -shm files behind.
+    uri = f"{file.resolve().as_uri()}?mode=rw"
+    creator = partial(sqlite3.connect, uri, uri=True, check_same_thread=False)
+    engine_kwargs = {"creator": creator, "poolclass": NullPool}
+    try:
+        return RDBStorage("sqlite://", engine_kwargs=engine_kwargs, skip_table_creation=True)
+    except (StorageInternalError, RuntimeError):  # not a file of this version of Optuna
+        return connect(storage)
+
+
 def storage_file(storage: str) -> Path | None:
-    """Return the file of a storage, or ``None`` for a server and for memory."""
-    for prefix in ("sqlite:///", "journal:"):
-        if storage.startswith(prefix):
-            return Path(storage.removeprefix(prefix)).expanduser()
-    if "://" in storage or storage == ":memory:":
-        return None
-    return Path(storage).expanduser()
+    """Return the file of a storage, or ``None`` for a server.
+
+    Raises:
+        UserError: If it is not a storage that outlives the process.
+    """
+    try:
+        kind, target = parse_storage(storage)
+    except ValueError as error:
+        raise UserError(f"--storage: {error}") from error
+    if kind == "memory":
+        raise UserError(f"--storage {storage} would be forgotten with the process: name a file")
+    return Path(target).expanduser() if kind in ("sqlite", "journal") else None

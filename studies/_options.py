@@ -104,7 +104,7 @@ class Options:
     ] = False
     figure: Annotated[
         Path | None,
-        _option("HTML file. (default: STUDY.html beside the storage)", panel="Result"),
+        _option("HTML file. (default: beside the storage, named after the study)", panel="Result"),
     ] = None
     no_figure: Annotated[bool, _option("Save no figure.", "--no-figure", panel="Result")] = False
 

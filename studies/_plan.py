@@ -19,10 +19,12 @@ from optuna.study import StudyDirection
 from studies._catalog import parse_assignments
 from studies._errors import UserError
 from studies._job import connect
+from studies._job import connect_to_read
 from studies._job import Job
 from studies._job import storage_file
 from studies._objective import Objective
 from studies._options import Options
+from studies._report import check_figure
 from studies._tickets import storage_lock
 
 
@@ -30,6 +32,7 @@ _OBJECTIVE = "objective"  # user attributes of a study
 _ARGUMENTS = "arguments"
 _DESIGN_SIZE = "design_size"
 _RUNS = Path("runs")
+_NAME_LENGTH = 60  # characters, which are four bytes each at most; file systems allow 255
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,10 +78,15 @@ def make_plan(
     objective.check_arguments(arguments)
     devices = _devices(options, objective)
     points = _points(options, objective)
-    if options.storage == ":memory:":
-        raise UserError("--storage :memory: would be forgotten with the process: name a file")
+    for flag, text in (("--storage", options.storage), ("--study", options.study)):
+        if text is not None and not text.strip():
+            raise UserError(f"{flag} must not be empty: leave it out for the default")
     storage = options.storage or str(_RUNS / f"{objective.name}.db")
+    file = storage_file(storage)
     study = options.study or _study_name(objective, arguments)
+    figure = None if options.no_figure else options.figure or _figure(file, study)
+    if figure is not None:
+        check_figure(figure)
     job = Job(
         objective=objective.target,
         arguments=arguments,
@@ -94,16 +102,15 @@ def make_plan(
         seed=options.seed,
     )
     job.sampler_and_pruner(objective)
-    file = storage_file(storage)
     if file is None or file.exists():
-        _find_study(connect(storage), job, objective)
+        _find_study(connect_to_read(storage), job, objective)
     return Plan(
         job=job,
         objective=objective,
         devices=devices,
         points=points,
         timeout=options.timeout,
-        figure=None if options.no_figure else options.figure or _figure(file, study),
+        figure=figure,
     )
 
 
@@ -214,7 +221,10 @@ def _study_name(objective: Objective, arguments: Mapping[str, Any]) -> str:
 
 
 def _figure(file: Path | None, study: str) -> Path:
-    name = re.sub(r"[^\w.-]+", "-", study) + ".html"
+    """Name the figure after the study, and after its storage where that says something else."""
+    of_storage = file is None or study == file.stem or study.startswith(f"{file.stem}-")
+    name = study if of_storage else f"{file.stem}-{study}"
+    name = re.sub(r"[^\w.-]+", "-", name)[:_NAME_LENGTH] + ".html"
     return _RUNS / name if file is None else file.with_name(name)
 
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
+import contextlib
+import html
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any
 import warnings
@@ -18,6 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from optuna_ext.storage import dashboard_command
+from studies._errors import UserError
 
 
 _N_TOP = 5
@@ -77,6 +81,26 @@ def print_summary(summary: dict[str, Any], console: Console) -> None:
         console.print(f"Look closer: {summary['dashboard']}", markup=False, soft_wrap=True)
 
 
+def check_figure(path: Path) -> None:
+    """Refuse a path that ``save_figure`` cannot write, before a study is run for it.
+
+    Raises:
+        UserError: If it does not end in .html, is a folder or lies in one that is read-only.
+    """
+    if path.suffix.lower() != ".html":
+        raise UserError(f"--figure must end in .html, not {str(path)!r}")
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            path.stat()  # which fails if the name is too long
+    except OSError as error:
+        raise UserError(f"--figure {str(path)!r}: {error.strerror}") from error
+    if path.is_dir():
+        raise UserError(f"--figure {str(path)!r} is a folder")
+    there = next(place for place in (path, *path.absolute().parents) if place.exists())
+    if not os.access(there, os.W_OK):
+        raise UserError(f"--figure {str(path)!r} cannot be written: {str(there)!r} is read-only")
+
+
 def save_figure(study: Study, path: Path) -> bool:
     """Save history and slice plots of the study as one HTML file that needs no internet.
 
@@ -99,7 +123,7 @@ def save_figure(study: Study, path: Path) -> bool:
                 pages.append(
                     plot(study, **options).to_html(full_html=False, include_plotlyjs=not pages)
                 )
-    title = f"<meta charset='utf-8'><title>{study.study_name}</title>"
+    title = f"<meta charset='utf-8'><title>{html.escape(study.study_name)}</title>"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(f"<!doctype html>{title}{''.join(pages)}", encoding="utf-8")
     return True

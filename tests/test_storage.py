@@ -65,6 +65,7 @@ class TestOpenStorage:
     def test_memory(self) -> None:
         assert isinstance(open_storage(":memory:"), InMemoryStorage)
         assert isinstance(open_storage("sqlite:///:memory:"), InMemoryStorage)
+        assert isinstance(open_storage("sqlite+pysqlite:///:memory:"), InMemoryStorage)
 
     def test_an_open_storage_passes_through(self) -> None:
         storage = InMemoryStorage()

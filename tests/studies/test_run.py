@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 import json
 from pathlib import Path
 import re
+import sqlite3
 from typing import TYPE_CHECKING
 
 import optuna
@@ -109,6 +111,67 @@ def test_the_figure_shows_history_and_slices_without_internet(toy: Toy) -> None:
     assert not re.search(r"<(script|link)[^>]*(src|href)=", html)
 
 
+@pytest.mark.parametrize(
+    ("figure", "sentence"),
+    [
+        ("", "must end in .html, not '.'"),
+        ("folder.html", "'folder.html' is a folder"),
+        ("figure.svg", "must end in .html, not 'figure.svg'"),
+        (f"{'x' * 300}.html", "File name too long"),
+        ("toy.py/figure.html", "Not a directory"),
+    ],
+)
+def test_a_figure_that_cannot_be_written_is_refused_before_the_first_trial(
+    toy: Toy, capsys: pytest.CaptureFixture[str], figure: str, sentence: str
+) -> None:
+    Path("folder.html").mkdir()
+    before = sorted(toy.folder.iterdir())
+    assert run.main(["toy.py:objective", "--storage", "toy.db", "--figure", figure]) == 2
+    err = capsys.readouterr().err
+    assert sentence in err
+    assert len(err.splitlines()) == 1
+    assert sorted(toy.folder.iterdir()) == before
+
+
+def test_a_figure_that_fails_at_last_does_not_hide_the_summary(
+    toy: Toy, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(self: Path, *args: object, **kwargs: object) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    shown = [argument for argument in toy.arguments("--trials", 2) if argument != "--no-figure"]
+    assert run.main(shown) == 0
+    captured = capsys.readouterr()
+    assert "Best trial" in captured.out
+    assert "Figure:" not in captured.out
+    assert "warning: no figure: [Errno 28] No space left on device\n" in captured.err
+
+
+@pytest.mark.parametrize(
+    ("storage", "study", "name"),
+    [
+        ("toy.db", "toy", "toy.html"),
+        ("toy.db", "toy-steep", "toy-steep.html"),
+        ("other.db", "toy", "other-toy.html"),
+        ("toy.db", "toy" + 300 * "x", f"toy-toy{53 * 'x'}.html"),
+    ],
+)
+def test_figures_of_two_storages_have_two_names(
+    toy: Toy, storage: str, study: str, name: str
+) -> None:
+    arguments = ["toy.py:objective", "--storage", storage, "--study", study, "--trials", "1"]
+    assert run.main(arguments) == 0
+    assert [path.name for path in Path().glob("*.html")] == [name]
+
+
+def test_the_title_of_a_figure_is_text(toy: Toy) -> None:
+    arguments = ["toy.py:objective", "--storage", "toy.db", "--study", "<b>&", "--trials", "1"]
+    assert run.main([*arguments, "--figure", "figure.html"]) == 0
+    html = Path("figure.html").read_text(encoding="utf-8")
+    assert "<title>&lt;b&gt;&amp;</title>" in html
+
+
 def test_several_values_give_a_pareto_front(toy: Toy, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--direction", "minimize", "--direction", "maximize", "--trials", "4"]
     shown = [a for a in toy.arguments(*arguments, function="two_values") if a != "--no-figure"]
@@ -192,6 +255,11 @@ def test_the_objective_gets_its_arguments(toy: Toy) -> None:
         (["--storage", "nowhere/toy.db"], "nowhere"),
         (["--storage", "ftp://host/db"], "--storage: "),
         (["--storage", ":memory:"], "name a file"),
+        (["--storage", "sqlite:///:memory:"], "name a file"),
+        (["--storage", "sqlite://"], "name a file"),
+        (["--storage", "sqlite:///toy.db?x=1"], "must be sqlite:///PATH without options"),
+        (["--storage", ""], "--storage must not be empty"),
+        (["--study", " "], "--study must not be empty"),
     ],
 )
 def test_a_mistake_is_one_sentence_and_nothing_is_written(
@@ -259,9 +327,27 @@ def test_a_study_of_another_program_with_another_space_is_not_touched(
         study_name="toy", storage=f"sqlite:///{toy.database}", direction="maximize"
     )
     study.optimize(objective, n_trials=1)
+    before = toy.database.read_bytes(), sorted(toy.folder.iterdir())
     assert _main(toy, "--trials", 4) == 2
     assert "has a parameter" in capsys.readouterr().err
+    assert (toy.database.read_bytes(), sorted(toy.folder.iterdir())) == before
     assert len(toy.trials()) == 1
+
+
+@pytest.mark.parametrize("content", [b"hello" * 1000, None], ids=["text", "newer Optuna"])
+def test_a_file_that_is_no_storage_is_refused_before_it_is_locked(
+    toy: Toy, capsys: pytest.CaptureFixture[str], content: bytes | None
+) -> None:
+    if content is None:
+        optuna.storages.RDBStorage(f"sqlite:///{toy.database}")
+        with closing(sqlite3.connect(toy.database)) as connection:
+            connection.execute("UPDATE alembic_version SET version_num = 'v9'")
+            connection.commit()
+    else:
+        toy.database.write_bytes(content)
+    assert _main(toy, "--trials", 4) == 2
+    assert capsys.readouterr().err.startswith("error: --storage: ")
+    assert not Path("toy.db-lock").exists()
 
 
 def test_running_trials_of_other_programs_are_left_alone(toy: Toy) -> None:
