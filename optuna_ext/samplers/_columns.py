@@ -73,12 +73,14 @@ class ColumnMap:
         storage, study_id = _host.identity(study)
         with self._lock:
             known = self._get(storage, study_id)
-            if known.n_first is None or known.open:
+            if known.n_first is None or (known.open and known.open[0] < known.first_number):
                 trials = known.update(study)
                 for number in known.open:
-                    is_other = trial is None or number != trial.number
-                    if is_other and number < known.first_number and parameters(trials[number]):
-                        return len(parameters(trials[number]))
+                    if number > known.first_number:
+                        break
+                    names = parameters(trials[number])
+                    if names and (trial is None or number != trial.number):
+                        return len(names)
             return known.n_first
 
     def _get(self, storage: BaseStorage, study_id: int) -> _Names:
