@@ -208,7 +208,7 @@ def _build(kind: str, name: str, cls: type[Any], arguments: Mapping[str, Any]) -
             if not _fits(value, annotation):
                 raise UserError(f"{option} {key} of {name!r} must be {annotation}, not {value!r}")
         elif not takes_any:
-            raise unknown(f"{option} of {name!r}", key, parameters)
+            raise unknown(option, key, parameters, where=f"of {name!r}")
     missing = [
         p.name
         for p in parameters.values()

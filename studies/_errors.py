@@ -44,13 +44,14 @@ class SentenceCommand(TyperCommand):
         return code
 
 
-def unknown(kind: str, name: str, choices: Iterable[str]) -> UserError:
+def unknown(kind: str, name: str, choices: Iterable[str], *, where: str = "") -> UserError:
     """Return the error for a name that is none of ``choices``, with the nearest one suggested."""
     choices = sorted(choices)
     near = difflib.get_close_matches(name, choices, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]!r}? " if near else ""
     listed = ", ".join(choices) if choices else "none"
-    return UserError(f"unknown {kind} {name!r}: {hint}choose from {listed}")
+    what = f"{kind} {name!r} {where}".rstrip()
+    return UserError(f"unknown {what}: {hint}choose from {listed}")
 
 
 def _say(message: str, code: int) -> int:

@@ -72,7 +72,7 @@ class Objective:
         keywords = self.keywords()
         for name in arguments:
             if name not in keywords:
-                raise unknown(f"argument of objective {self.name!r}", name, keywords)
+                raise unknown("argument", name, keywords, where=f"of objective {self.name!r}")
         missing = [n for n, p in keywords.items() if p.default is p.empty and n not in arguments]
         if missing:
             raise UserError(f"objective {self.name!r} needs --arg {missing[0]}=...")
@@ -99,8 +99,12 @@ class Objective:
             if name not in _CIRCUMSTANCES and isinstance(value, simple)
         }
 
-    def check_params(self, params: Mapping[str, Any]) -> None:
+    def check_params(self, params: Mapping[str, Any], *, what: str = "--param") -> None:
         """Refuse parameter values that the objective's space does not hold.
+
+        Args:
+            params: Values by name.
+            what: Where they come from.
 
         Raises:
             UserError: If there is one.
@@ -109,14 +113,14 @@ class Objective:
             return
         for name, value in params.items():
             if name not in self.space:
-                raise unknown("--param", name, self.space)
+                raise unknown(what, name, self.space)
             try:
                 create_trial(
                     params={name: value}, distributions={name: self.space[name]}, value=0.0
                 )
             except (ValueError, TypeError) as error:
                 raise UserError(
-                    f"--param {name} must be {_range(self.space[name])}, not {value!r}"
+                    f"{what} {name} must be {_range(self.space[name])}, not {value!r}"
                 ) from error
 
 
@@ -154,21 +158,49 @@ def find_objective(target: str) -> Objective:
         module = _import_file(Path(place)) if place.endswith(".py") else _import_module(place)
     except FileNotFoundError as error:
         raise UserError(f"there is no file {place!r}") from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         kind = type(error).__name__
         raise UserError(f"cannot import {place!r}: {kind}: {error}") from error
     function = getattr(module, name, None)
     if not callable(function):
         functions = [n for n, f in vars(module).items() if inspect.isfunction(f)]
-        raise unknown(f"function in {place!r}", name, functions)
-    directions = getattr(module, "DIRECTION", "minimize")
+        raise unknown("function", name, functions, where=f"in {place!r}")
+    if not _takes_a_trial(function):
+        raise UserError(
+            f"{target!r} must be a function whose first argument is the trial, and the only one "
+            "without a name"
+        )
     return Objective(
         target=target,
         function=function,
         space=getattr(module, "SPACE", None),
-        directions=[directions] if isinstance(directions, str) else list(directions),
+        directions=_directions(module, target),
         defaults=getattr(module, "DEFAULTS", None),
     )
+
+
+def _takes_a_trial(function: Callable[..., Any]) -> bool:
+    """Whether a trial alone, and keywords, can be given to a function that is ours to call."""
+    if inspect.isclass(function) or inspect.isbuiltin(function):
+        return False
+    if inspect.iscoroutinefunction(function) or inspect.isgeneratorfunction(function):
+        return False
+    parameters = list(inspect.signature(function).parameters.values())
+    by_keyword = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.VAR_KEYWORD)
+    if not parameters or parameters[0].kind in by_keyword:
+        return False
+    return not any(p.kind is p.POSITIONAL_ONLY and p.default is p.empty for p in parameters[1:])
+
+
+def _directions(module: ModuleType, target: str) -> list[str]:
+    published = getattr(module, "DIRECTION", "minimize")
+    directions = list(published) if isinstance(published, list | tuple) else [published]
+    if not directions or not set(directions) <= {"minimize", "maximize"}:
+        raise UserError(
+            f"DIRECTION of {target!r} must be 'minimize' or 'maximize', or one of them per "
+            f"value, not {published!r}"
+        )
+    return directions
 
 
 def _import_module(name: str) -> ModuleType:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from collections.abc import Sequence
 from dataclasses import dataclass
+import json
 import os
 from pathlib import Path
 import re
@@ -76,6 +77,7 @@ def make_plan(
     """
     arguments = _training_arguments(options, objective) | dict(arguments)
     objective.check_arguments(arguments)
+    _check_json(arguments)
     devices = _devices(options, objective)
     points = _points(options, objective)
     for flag, text in (("--storage", options.storage), ("--study", options.study)):
@@ -172,6 +174,20 @@ def _training_arguments(options: Options, objective: Objective) -> dict[str, Any
     return arguments
 
 
+def _check_json(arguments: Mapping[str, Any]) -> None:
+    """Refuse what would not reach another process as it is."""
+    for name, value in arguments.items():
+        try:
+            travels = json.loads(json.dumps(value)) == value
+        except (TypeError, ValueError):
+            travels = False
+        if not travels:
+            raise UserError(
+                f"--arg {name} must be a number, a text, a bool, None, or a list or dict of them, "
+                f"not {value!r}"
+            )
+
+
 def _devices(options: Options, objective: Objective) -> list[str | None]:
     """Return the device of every process."""
     if "device" not in objective.keywords():
@@ -205,6 +221,7 @@ def _points(options: Options, objective: Objective) -> list[dict[str, Any]]:
     if options.defaults:
         if not objective.defaults:
             raise UserError(f"objective {objective.name!r} publishes no DEFAULTS for --defaults")
+        objective.check_params(objective.defaults, what="DEFAULTS")
         points.append(dict(objective.defaults))
     return points
 
@@ -222,9 +239,9 @@ def _study_name(objective: Objective, arguments: Mapping[str, Any]) -> str:
 
 def _figure(file: Path | None, study: str) -> Path:
     """Name the figure after the study, and after its storage where that says something else."""
-    of_storage = file is None or study == file.stem or study.startswith(f"{file.stem}-")
-    name = study if of_storage else f"{file.stem}-{study}"
-    name = re.sub(r"[^\w.-]+", "-", name)[:_NAME_LENGTH] + ".html"
+    if file is not None and study != file.stem and not study.startswith(f"{file.stem}-"):
+        study = f"{file.stem}-{study}"
+    name = re.sub(r"[^\w.-]+", "-", study)[:_NAME_LENGTH] + ".html"
     return _RUNS / name if file is None else file.with_name(name)
 
 

@@ -150,7 +150,7 @@ _find_objective = functools.cache(find_objective)  # imported once for all runs 
 def _objective(target: str, settings: Settings) -> Problem:
     objective = _find_objective(target)
     direction, *others = objective.directions
-    if others or direction not in ("minimize", "maximize"):
+    if others:
         listed = ", ".join(map(str, objective.directions))
         raise UserError(
             f"DIRECTION of {target!r} must be 'minimize' or 'maximize', not {listed!r}"

@@ -132,7 +132,7 @@ def best_so_far(study: Study, trials: list[FrozenTrial]) -> str | None:
 
 def failure_reason(trial: FrozenTrial) -> str:
     """Return why a failed trial failed."""
-    return str(trial.user_attrs.get("reason", "it returned no valid value"))
+    return str(trial.user_attrs.get("reason", "no reason given"))
 
 
 def _duration(seconds: float) -> str:

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from collections.abc import Iterator
+from collections.abc import Sequence
 from contextlib import contextmanager
 import logging
+import math
 import os
 import signal
 import sys
@@ -56,8 +58,11 @@ def run_trials(
 
     def run_trial(trial: Trial) -> Any:
         tickets.started(trial)
-        with _reason_of_failure(trial), interrupt.raising():
-            return objective.function(trial, **job.arguments)
+        with _reason_of_failure(trial):
+            with interrupt.raising():
+                value = objective.function(trial, **job.arguments)
+            _check_value(value, n_directions=len(job.directions))
+        return value
 
     def go_on(study: Study, trial: FrozenTrial) -> None:
         del trial
@@ -85,10 +90,38 @@ def _reason_of_failure(trial: Trial) -> Iterator[None]:
     except KeyboardInterrupt:
         trial.set_user_attr("reason", "interrupted")
         raise
-    except Exception as error:
+    except _InvalidValueError as error:
+        trial.set_user_attr("reason", str(error)[:_REASON_LENGTH])
+        raise
+    except (Exception, SystemExit) as error:
         text = f"{type(error).__name__}: {' '.join(str(error).split())}"
         trial.set_user_attr("reason", text[:_REASON_LENGTH])
+        if isinstance(error, SystemExit):  # with which Optuna would leave the trial running
+            raise RuntimeError(text) from error
         raise
+
+
+class _InvalidValueError(ValueError):
+    """The objective returned what is not a value of the study."""
+
+
+def _check_value(returned: Any, *, n_directions: int) -> None:
+    """Refuse what Optuna would refuse, in words that say what to do."""
+    is_many = isinstance(returned, Sequence) and not isinstance(returned, str)
+    values = list(returned) if is_many else [returned]
+    for value in values:
+        try:
+            number = float(value)
+        except (TypeError, ValueError) as error:
+            raise _InvalidValueError(f"returned {value!r}, not a number") from error
+        if math.isnan(number):
+            raise _InvalidValueError("returned nan")
+    if len(values) != n_directions:
+        has = "1 direction" if n_directions == 1 else f"{n_directions} directions"
+        count = "1 value" if len(values) == 1 else f"{len(values)} values"
+        raise _InvalidValueError(
+            f"returned {count}, but the study has {has}: give --direction once per value"
+        )
 
 
 def _stop_with_parent() -> None:

@@ -21,7 +21,9 @@ from optuna_ext import open_storage
 
 
 TOY = """
+from math import sqrt
 import os
+import sys
 import time
 import warnings
 
@@ -77,6 +79,33 @@ def warns(trial):
 def kills_its_process(trial):
     trial.suggest_float("x", 0.0, 1.0)
     os.kill(os.getpid(), 9)
+
+
+def exits(trial):
+    trial.suggest_float("x", 0.0, 1.0)
+    sys.exit("enough")
+
+
+def returns(trial, *, what):
+    trial.suggest_float("x", 0.0, 1.0)
+    return {"pair": (1.0, 2.0), "nan": float("nan"), "None": None}.get(str(what), what)
+
+
+async def waits(trial):
+    return trial.suggest_float("x", 0.0, 1.0)
+
+
+def nothing():
+    return 0.0
+
+
+def needs_two(trial, other, /):
+    return other
+
+
+class Model:
+    def __init__(self, trial):
+        pass
 
 
 def two_values(trial):
