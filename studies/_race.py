@@ -24,16 +24,20 @@ import numpy.typing as npt
 import optuna
 from optuna.exceptions import ExperimentalWarning
 from optuna.samplers import BaseSampler
-from optuna.trial import Trial
+from optuna.trial import BaseTrial
 from optuna.trial import TrialState
 
 from studies._catalog import make_sampler
 from studies._catalog import parse_assignments
 from studies._errors import UserError
+from studies._problems import Direction
 from studies._problems import find_problem
 from studies._problems import Objective
 from studies._problems import Problem
 from studies._problems import Settings
+from studies._scipy_searches import check_search
+from studies._scipy_searches import PREFIX
+from studies._scipy_searches import search
 
 
 Vector = npt.NDArray[np.float64]
@@ -98,6 +102,15 @@ def named_sampler(text: str, problem: Problem | None, *, seed: int, n_trials: in
     )
 
 
+def check_sampler(race: Race, sampler: str, problem: Problem) -> None:
+    """Refuse a sampler that cannot take part.
+
+    Raises:
+        UserError: If its name or an argument is wrong, or the problem is not for it.
+    """
+    _contestant(race, sampler, problem, seed=0, watch=_Stopwatch())
+
+
 def run_one(race: Race, sampler: str, seed: int) -> Run:
     """Run one sampler on one seed, in memory.
 
@@ -105,21 +118,13 @@ def run_one(race: Race, sampler: str, seed: int) -> Run:
         UserError: If the problem or the sampler cannot be built or lacks a package.
     """
     problem = find_problem(race.on, race.settings)
-    built = named_sampler(sampler, problem, seed=seed, n_trials=race.n_trials)
     watch = _Stopwatch()
-    for hook in _HOOKS:
-        setattr(built, hook, watch.timed(getattr(built, hook)))
+    contestant = _contestant(race, sampler, problem, seed=seed, watch=watch)
     with quiet():
-        study = optuna.create_study(
-            study_name=f"{race.on}-{seed}",
-            direction=problem.direction,
-            sampler=built,
-            pruner=optuna.pruners.NopPruner(),
-        )
         objective = problem.instance(seed)
         start = time.perf_counter()
         try:
-            values = _values(study, objective, race)
+            values = contestant(objective)
         except ImportError as error:  # Optuna's samplers import what they need when they sample
             raise UserError(f"sampler {sampler!r}: {' '.join(str(error).split())}") from error
         wall_s = time.perf_counter() - start
@@ -162,6 +167,36 @@ def incumbents(values: Vector, *, maximize: bool) -> Vector:
     return (np.fmax if maximize else np.fmin).accumulate(values)
 
 
+def _contestant(
+    race: Race, sampler: str, problem: Problem, *, seed: int, watch: _Stopwatch
+) -> Callable[[Objective], Vector]:
+    """Return what tries a sampler on an objective and gives the values of its trials."""
+    if not sampler.startswith(PREFIX):
+        built = named_sampler(sampler, problem, seed=seed, n_trials=race.n_trials)
+        for hook in _HOOKS:
+            setattr(built, hook, watch.timed(getattr(built, hook)))
+        return functools.partial(_study_values, race, problem.direction, built, seed)
+    space = check_search(sampler, problem, parallel_trials=race.parallel_trials)
+    timed_search = watch.timed(search)
+
+    def values(objective: Objective) -> Vector:
+        def value(trial: BaseTrial) -> float:
+            _, value = _evaluate(objective, trial)
+            return math.nan if value is None else value
+
+        found: Vector = timed_search(
+            sampler,
+            watch.untimed(value),
+            space,
+            maximize=problem.direction == "maximize",
+            n_trials=race.n_trials,
+            seed=seed,
+        )
+        return found
+
+    return values
+
+
 class _Stopwatch:
     """Adds up the time spent in the functions it wraps; a call within a call counts once."""
 
@@ -184,9 +219,30 @@ class _Stopwatch:
 
         return wrapper
 
+    def untimed(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Leave ``function`` out where a timed one calls it."""
 
-def _values(study: optuna.Study, objective: Objective, race: Race) -> Vector:
+        @functools.wraps(function)
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            start = time.perf_counter()
+            try:
+                return function(*args, **kwargs)
+            finally:
+                self.seconds -= time.perf_counter() - start
+
+        return wrapper
+
+
+def _study_values(
+    race: Race, direction: Direction, sampler: BaseSampler, seed: int, objective: Objective
+) -> Vector:
     """Return the value of each trial, asked for and told in batches of ``parallel_trials``."""
+    study = optuna.create_study(
+        study_name=f"{race.on}-{seed}",
+        direction=direction,
+        sampler=sampler,
+        pruner=optuna.pruners.NopPruner(),
+    )
     values = np.full(race.n_trials, math.nan)
     stopped = False
 
@@ -208,7 +264,7 @@ def _values(study: optuna.Study, objective: Objective, race: Race) -> Vector:
     return values
 
 
-def _evaluate(objective: Objective, trial: Trial) -> tuple[TrialState, float | None]:
+def _evaluate(objective: Objective, trial: BaseTrial) -> tuple[TrialState, float | None]:
     try:
         value = float(objective(trial))
     except optuna.TrialPruned:

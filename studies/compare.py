@@ -3,6 +3,7 @@
     python -m studies.compare --sampler random --sampler sobol --sampler tpe --on rosenbrock
     python -m studies.compare --sampler "lhs:kind=centered" --sampler qmc --on digits --seeds 5
     python -m studies.compare --sampler tpe --on cats-grid --data-dir DIR --parallel-trials 10
+    python -m studies.compare --sampler nelder-mead --sampler scipy:nelder-mead --on ellipsoid
     python -m studies.compare --designs
 
 A seed fixes the sampler and the instance of the problem: every sampler meets the same instances.
@@ -36,10 +37,11 @@ from studies._numbers import parse_numbers
 from studies._problems import find_problem
 from studies._problems import Problem
 from studies._problems import Settings
-from studies._race import named_sampler
+from studies._race import check_sampler
 from studies._race import Race
 from studies._race import Run
 from studies._race import run_all
+from studies._scipy_searches import SEARCHES
 from studies._standings import as_json
 from studies._standings import by_sampler
 from studies._standings import main_table
@@ -57,7 +59,8 @@ def main(
     sampler: Annotated[
         list[str] | None,
         typer.Option(
-            help="NAME or NAME:key=value,...; repeatable, the others are held against the first.",
+            help="NAME or NAME:key=value,...; repeatable, the others are held against the first. "
+            f"Where all parameters are continuous also {', '.join(SEARCHES)}.",
             show_default="random, sobol, tpe",
         ),
     ] = None,
@@ -169,7 +172,7 @@ def _check(race: Race, samplers: Sequence[str], *, at: Sequence[int], csv: Path 
     for sampler in samplers:
         if samplers.count(sampler) > 1:
             raise UserError(f"--sampler {sampler!r} is given twice")
-        named_sampler(sampler, problem, seed=0, n_trials=race.n_trials)
+        check_sampler(race, sampler, problem)
     for n in at:
         if not 1 <= n <= race.n_trials:
             raise UserError(f"--at {n} must be from 1 to --trials {race.n_trials}")

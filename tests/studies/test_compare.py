@@ -163,6 +163,12 @@ def test_own_objective_trains_with_the_arguments_given(tmp_path: Path) -> None:
         (["--sampler", "sobo"], "unknown sampler 'sobo': did you mean 'sobol'?"),
         (["--sampler", "sobol:scrambled=1"], "scramble"),
         (["--sampler", "tpe", "--sampler", "tpe"], "--sampler 'tpe' is given twice"),
+        (
+            ["--sampler", "scipy:powel"],
+            "unknown sampler 'scipy:powel': did you mean 'scipy:powell'?",
+        ),
+        (["--sampler", "scipy:powell", "--on", "mixed"], "continuous, but 'x2' is not"),
+        (["--sampler", "scipy:powell", "--parallel-trials", "4"], "takes no --parallel-trials 4"),
         (["--on", "spheer"], "unknown problem 'spheer': did you mean 'sphere'?"),
         (["--on", "nowhere:objective"], "cannot import 'nowhere'"),
         (["--epochs", "3"], "--epochs is for objectives that train, not for 'sphere'"),
