@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable
 from collections.abc import Sequence
 import difflib
+import signal
 import sys
 from typing import Any
 
-import typer
 from typer.core import TyperCommand
 from typer.exceptions import TyperException
+
+
+_INTERRUPTED = 128 + signal.SIGINT  # to which typer, too, turns a KeyboardInterrupt
 
 
 class UserError(Exception):
@@ -30,6 +33,8 @@ class SentenceCommand(TyperCommand):
         **extra: Any,
     ) -> int:
         """Run the command; return its exit code, or exit with it in standalone mode."""
+        if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # as studies/__init__.py left it
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         try:
             code = super().main(args, prog_name, complete_var, False, windows_expand_args, **extra)
             code = int(code or 0)
@@ -37,8 +42,8 @@ class SentenceCommand(TyperCommand):
             code = _say(error.format_message(), error.exit_code)
         except UserError as error:
             code = _say(str(error), 2)
-        except (KeyboardInterrupt, typer.Abort):
-            code = _say("interrupted", 130)
+        if code == _INTERRUPTED:
+            _say("interrupted", code)
         if standalone_mode:
             sys.exit(code)
         return code

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 import signal
+import sys
+import threading
 from types import FrameType
+from typing import Any
+
+
+_MOMENT = 0.05  # seconds
 
 
 class Interrupt:
@@ -19,6 +27,7 @@ class Interrupt:
         self.signum: int | None = None
         self._insist = insist
         self._armed = False
+        self._is_lost = False
 
     @property
     def exit_code(self) -> int:
@@ -26,15 +35,19 @@ class Interrupt:
         return 0 if self.signum is None else 128 + self.signum
 
     @contextmanager
-    def listening(self) -> Iterator[None]:
+    def listening(self) -> Iterator[Interrupt]:
         """Handle the signals inside the block."""
         before = {
             number: signal.signal(number, self._handle)
             for number in (signal.SIGINT, signal.SIGTERM)
         }
+        hook = sys.unraisablehook
+        sys.unraisablehook = partial(self._raise_again, hook)
         try:
-            yield
+            yield self
         finally:
+            sys.unraisablehook = hook
+            self._is_lost = False
             for number, handler in before.items():
                 signal.signal(number, handler)
 
@@ -51,8 +64,24 @@ class Interrupt:
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
         del frame
-        first = self.signum is None
-        if first:
-            self.signum = signum
+        first = self.signum is None or self._is_lost
+        self._is_lost = False
+        self.signum = self.signum or signum
         if (first and self._armed) or (not first and self._insist):
             raise KeyboardInterrupt
+
+    def _raise_again(
+        self, hook: Callable[[sys.UnraisableHookArgs], Any], unraisable: sys.UnraisableHookArgs
+    ) -> None:
+        """Repeat a signal whose exception Python dropped, as it does in ``__del__``."""
+        if self.signum is None or not issubclass(unraisable.exc_type, KeyboardInterrupt):
+            hook(unraisable)
+            return
+        self._is_lost = True
+        # From another thread and a moment later, when the callback has returned.
+        threading.Timer(_MOMENT, self._send_again).start()
+
+    def _send_again(self) -> None:
+        main = threading.main_thread().ident
+        if self._is_lost and self.signum is not None and main is not None:
+            signal.pthread_kill(main, self.signum)

@@ -24,7 +24,8 @@ from studies._errors import UserError
 
 
 # Arguments that say where and how fast a trial is computed, not what it measures.
-_CIRCUMSTANCES = {"device", "data_dir", "seed", "amp", "compile"}
+_CIRCUMSTANCES = {"device", "data_dir", "compile"}
+_SHARED = _CIRCUMSTANCES | {"epochs", "seed", "amp"}  # which have flags in every study
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,8 +61,7 @@ class Objective:
 
     def own_keywords(self) -> dict[str, inspect.Parameter]:
         """Return the keywords that no shared flag gives, such as which of several networks."""
-        shared = _CIRCUMSTANCES | {"epochs"}
-        return {name: p for name, p in self.keywords().items() if name not in shared}
+        return {name: p for name, p in self.keywords().items() if name not in _SHARED}
 
     def check_arguments(self, arguments: Mapping[str, Any]) -> None:
         """Refuse arguments that the function does not take, and missing ones.

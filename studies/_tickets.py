@@ -8,7 +8,7 @@ too many.
 
 Every trial names its process in the user attribute ``process``. A running trial whose process is
 dead was cut short by a kill or a power cut: it becomes a failed one, and so counts as finished.
-Running trials of other programs and of other machines are left alone.
+Running trials of other programs, of other machines and of other containers are left alone.
 """
 
 from __future__ import annotations
@@ -130,13 +130,21 @@ def storage_lock(location: str) -> FileLock:
 
 
 def _this_process() -> str:
-    return f"{socket.gethostname()} {os.getpid()} {psutil.Process().create_time():.2f}"
+    return f"{_machine()} {os.getpid()} {psutil.Process().create_time():.2f}"
+
+
+def _machine() -> str:
+    """Name the place where a process number means something: containers may share a host name."""
+    try:
+        return f"{socket.gethostname()}/{os.readlink('/proc/self/ns/pid')}"
+    except OSError:  # not Linux
+        return socket.gethostname()
 
 
 def _is_dead(process: str) -> bool:
     """Whether a process of this machine is dead; its number may belong to another one by now."""
-    host, pid, created = process.split()
-    if host != socket.gethostname():
+    machine, pid, created = process.split()
+    if machine != _machine():
         return False
     try:
         found = psutil.Process(int(pid))

@@ -23,6 +23,7 @@ from typing import Annotated
 
 import optuna
 from optuna.storages import RDBStorage
+from optuna.trial import FrozenTrial
 from rich import box
 from rich.console import Console
 from rich.progress import track
@@ -31,6 +32,7 @@ import typer
 
 from optuna_ext.storage import sqlite
 from studies._errors import SentenceCommand
+from studies._interrupt import Interrupt
 
 
 _OPTUNA = 'storage="sqlite:///study.db"'
@@ -64,7 +66,9 @@ def main(
     verbosity = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
-        seconds = _take_turns(trials=trials, rounds=rounds, directory=directory)
+        # An exception in the middle of a transaction would be reported by SQLAlchemy and Optuna.
+        with Interrupt().listening() as interrupt:
+            seconds = _take_turns(interrupt, trials=trials, rounds=rounds, directory=directory)
     finally:
         optuna.logging.set_verbosity(verbosity)
     speedups = [
@@ -76,7 +80,9 @@ def main(
         _print_table(seconds, speedups)
 
 
-def _take_turns(*, trials: int, rounds: int, directory: Path) -> dict[str, list[float]]:
+def _take_turns(
+    interrupt: Interrupt, *, trials: int, rounds: int, directory: Path
+) -> dict[str, list[float]]:
     """Return the seconds per trial of every round, by storage."""
     seconds: dict[str, list[float]] = {name: [] for name in _STORAGES}
     progress = Console(stderr=True)
@@ -84,17 +90,23 @@ def _take_turns(*, trials: int, rounds: int, directory: Path) -> dict[str, list[
         for name, open_ in _STORAGES.items():
             with tempfile.TemporaryDirectory(dir=directory) as folder:
                 storage = open_(Path(folder).absolute() / "study.db")
-                seconds[name].append(_time_trials(storage, trials) / trials)
+                seconds[name].append(_time_trials(storage, trials, interrupt) / trials)
                 storage.engine.dispose()
+            if interrupt.signum is not None:
+                raise typer.Exit(interrupt.exit_code)
     return seconds
 
 
-def _time_trials(storage: RDBStorage, trials: int) -> float:
+def _time_trials(storage: RDBStorage, trials: int, interrupt: Interrupt) -> float:
+    def stop_if_interrupted(study: optuna.Study, trial: FrozenTrial) -> None:
+        if interrupt.signum is not None:
+            study.stop()
+
     sampler = optuna.samplers.RandomSampler(seed=0)
     study = optuna.create_study(storage=storage, sampler=sampler)
     study.optimize(_objective, n_trials=1)  # opens the connection
     start = time.perf_counter()
-    study.optimize(_objective, n_trials=trials)
+    study.optimize(_objective, n_trials=trials, callbacks=[stop_if_interrupted])
     return time.perf_counter() - start
 
 

@@ -81,6 +81,10 @@ def kills_its_process(trial):
     os.kill(os.getpid(), 9)
 
 
+def noisy(trial, *, seed=0, amp=False):
+    return trial.suggest_float("x", 0.0, 1.0) + seed
+
+
 def exits(trial):
     trial.suggest_float("x", 0.0, 1.0)
     sys.exit("enough")

@@ -2,9 +2,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+import signal
 
+import optuna
+import pytest
 from typer.testing import CliRunner
 
+from studies import bench_storage
 from studies.bench_storage import app
 
 
@@ -31,3 +35,19 @@ def test_missing_directory(tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["--directory", str(tmp_path / "none")])
     assert result.exit_code == 2
     assert "does not exist" in result.stderr
+
+
+def test_ctrl_c_ends_it_in_one_line_and_leaves_no_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def objective(trial: optuna.Trial) -> float:
+        if trial.number == 3:
+            signal.raise_signal(signal.SIGINT)
+        return trial.suggest_float("x", 0, 1)
+
+    monkeypatch.setattr(bench_storage, "_objective", objective)
+    result = CliRunner().invoke(app, ["--directory", str(tmp_path)])
+    assert result.exit_code == 130
+    assert result.stderr == "error: interrupted\n"
+    assert result.stdout == ""
+    assert list(tmp_path.iterdir()) == []

@@ -14,6 +14,11 @@ from optuna.trial import FrozenTrial
 from optuna.trial import TrialState
 import psutil
 import pytest
+import typer
+from typer.testing import CliRunner
+
+from studies._errors import SentenceCommand
+from studies._interrupt import Interrupt
 
 
 if TYPE_CHECKING:
@@ -31,6 +36,57 @@ def _has_one_done_and_one_running(trials: list[FrozenTrial]) -> bool:
 def _workers(process: subprocess.Popen[str]) -> list[psutil.Process]:
     children: list[psutil.Process] = psutil.Process(process.pid).children()
     return children
+
+
+def test_ctrl_c_among_the_imports_is_silent(toy: Toy) -> None:
+    code = "import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(30)\n"
+    (toy.folder / "optuna.py").write_text(code)
+    process = toy.start()
+    out, err = process.communicate(timeout=20)
+    assert (out, err) == ("", "")
+    assert process.returncode == -signal.SIGINT
+
+
+def test_ctrl_c_is_left_to_those_who_only_import_the_studies() -> None:
+    code = "import signal, studies; print(signal.getsignal(signal.SIGINT).__name__)"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        check=True,
+        env={**os.environ, **_path()},
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout == "default_int_handler\n"
+
+
+def test_ctrl_c_in_a_command_that_does_not_listen_is_one_line() -> None:
+    app = typer.Typer(add_completion=False)
+
+    @app.command(cls=SentenceCommand)
+    def wait() -> None:
+        raise KeyboardInterrupt
+
+    result = CliRunner().invoke(app, [])
+    assert result.exit_code == 130
+    assert result.stderr == "error: interrupted\n"
+
+
+def test_a_signal_that_python_drops_is_raised_again(capsys: pytest.CaptureFixture[str]) -> None:
+    class Finalized:
+        def __del__(self) -> None:
+            signal.raise_signal(signal.SIGINT)
+
+    def trial() -> None:
+        with interrupt.raising():
+            Finalized()
+            time.sleep(20)
+
+    interrupt = Interrupt()
+    began = time.monotonic()
+    with interrupt.listening(), pytest.raises(KeyboardInterrupt):
+        trial()
+    assert time.monotonic() - began < 10
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

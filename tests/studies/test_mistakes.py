@@ -139,6 +139,24 @@ def test_what_a_module_publishes_is_checked(
     assert sorted(toy.folder.iterdir()) == before
 
 
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--seed", "2"], "was made with seed=1, not 2"),
+        ([], "was made with seed=1, not 0"),
+        (["--seed", "1", "--amp"], "was made with amp=False, not True"),
+    ],
+)
+def test_what_changes_a_training_is_another_study(
+    toy: Toy, capsys: pytest.CaptureFixture[str], arguments: list[str], sentence: str
+) -> None:
+    assert _main(toy, "--trials", 1, "--seed", 1, function="noisy") == 0
+    assert _main(toy, "--trials", 2, *arguments, function="noisy") == 2
+    assert sentence in capsys.readouterr().err
+    assert _main(toy, "--trials", 2, "--seed", 1, function="noisy") == 0
+    assert toy.states() == {"COMPLETE": 2}
+
+
 def test_another_study_is_not_touched(toy: Toy, capsys: pytest.CaptureFixture[str]) -> None:
     _main(toy, "--trials", 2)
     before = toy.trials()
