@@ -27,6 +27,7 @@ from optuna.samplers import BaseSampler
 from optuna.trial import BaseTrial
 from optuna.trial import TrialState
 
+from objectives.space import suggest
 from studies._catalog import make_sampler
 from studies._catalog import parse_assignments
 from studies._errors import UserError
@@ -122,8 +123,9 @@ def run_one(race: Race, sampler: str, seed: int) -> Run:
     contestant = _contestant(race, sampler, problem, seed=seed, watch=watch)
     with quiet():
         objective = problem.instance(seed)
-        start = time.perf_counter()
         try:
+            _warm_up(race, sampler, problem)
+            start = time.perf_counter()
             values = contestant(objective)
         except ImportError as error:  # Optuna's samplers import what they need when they sample
             raise UserError(f"sampler {sampler!r}: {' '.join(str(error).split())}") from error
@@ -157,8 +159,11 @@ def run_all(
         runs = [pool.submit(run_one, race, *task) for task in tasks]
         try:
             yield from (run.result() for run in as_completed(runs))
-        finally:
+        except BaseException:  # Ctrl-C for the parent alone, say: do not wait for the others
             pool.shutdown(wait=False, cancel_futures=True)
+            for process in multiprocessing.active_children():
+                process.terminate()
+            raise
 
 
 def incumbents(values: Vector, *, maximize: bool) -> Vector:
@@ -195,6 +200,21 @@ def _contestant(
         return found
 
     return values
+
+
+def _warm_up(race: Race, sampler: str, problem: Problem) -> None:
+    """Let a sampler import what it needs, which its first run shall not be charged with."""
+    if sampler.startswith(PREFIX):
+        return
+    space = dict(problem.space or {})
+
+    def objective(trial: optuna.Trial) -> float:
+        for name in space:
+            suggest(trial, space, name)
+        return 0.0
+
+    built = named_sampler(sampler, problem, seed=0, n_trials=race.n_trials)
+    optuna.create_study(sampler=built).optimize(objective, n_trials=1)
 
 
 class _Stopwatch:

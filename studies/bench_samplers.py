@@ -20,6 +20,7 @@ from contextlib import closing
 from dataclasses import asdict
 from dataclasses import dataclass
 from functools import partial
+from itertools import product
 from json import dumps
 from pathlib import Path
 import shutil
@@ -126,6 +127,10 @@ def main(
     for name in samplers:
         named_sampler(name, None, seed=0, n_trials=sizes[-1])
     with quiet():
+        for name, space in product(samplers, SPACES.values()):  # imports are no one's cost
+            study = optuna.create_study(sampler=named_sampler(name, None, seed=0, n_trials=2))
+            for _ in range(2):
+                _time_trial(study, space)
         costs = list(_costs(samplers, sizes, rounds=rounds, on_sqlite=on_sqlite))
     if json:
         typer.echo(dumps([asdict(cost) for cost in costs], indent=2))

@@ -183,3 +183,24 @@ def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Toy]:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
+
+
+@pytest.fixture
+def slow_to_import(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Name a sampler that spends CPU time on its first parameter, as if it imported much."""
+    (tmp_path / "slow_sampler.py").write_text(
+        "import functools, time\n"
+        "from optuna.samplers import RandomSampler\n"
+        "@functools.cache\n"
+        "def imported():\n"
+        "    end = time.process_time() + 0.4\n"
+        "    while time.process_time() < end:\n"
+        "        pass\n"
+        "class Slow(RandomSampler):\n"
+        "    def sample_independent(self, *args):\n"
+        "        imported()\n"
+        "        return super().sample_independent(*args)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    yield "slow_sampler:Slow"
+    sys.modules.pop("slow_sampler", None)

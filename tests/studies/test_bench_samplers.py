@@ -75,3 +75,9 @@ def test_a_mistake_costs_one_sentence(arguments: list[str], sentence: str) -> No
     assert result.exit_code == 2
     assert sentence in result.stderr
     assert result.stderr.count("\n") == 1
+
+
+def test_what_a_sampler_imports_is_not_charged(slow_to_import: str) -> None:
+    arguments = ["--sampler", slow_to_import, "--trials", "1", "--rounds", "1", "--json"]
+    costs = json.loads(CliRunner().invoke(app, arguments).stdout)
+    assert max(cost["first_ms"] for cost in costs) < 200

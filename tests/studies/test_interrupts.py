@@ -194,6 +194,30 @@ def test_ctrl_c_ends_all_workers(toy: Toy) -> None:
     assert "RUNNING" not in toy.states()
 
 
+def test_a_comparison_does_not_wait_for_its_workers(toy: Toy) -> None:
+    (toy.folder / "slow.py").write_text(
+        "import pathlib, time\n"
+        "def objective(trial):\n"
+        "    pathlib.Path('begun').touch()\n"
+        "    time.sleep(40)\n"
+        "    return trial.suggest_float('x', 0, 1)\n"
+    )
+    command = "--on slow.py:objective --sampler random --seeds 2 --trials 1 --at 1 --workers 2"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "studies.compare", *command.split()],
+        cwd=toy.folder,
+        env={**os.environ, **_path()},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while process.poll() is None and not (toy.folder / "begun").exists():
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=15)
+    assert process.returncode == 130
+    assert err == "error: interrupted\n"
+
+
 def test_workers_end_with_their_parent(toy: Toy) -> None:
     process = toy.start("--trials", 30, "--workers", 2, "--arg", "pause=0.5")
     toy.wait_for(_has_one_done_and_one_running)
