@@ -11,6 +11,7 @@ A seed fixes the sampler and the instance of the problem: every sampler meets th
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from collections.abc import Sequence
 from json import dumps
@@ -139,7 +140,9 @@ def _compare(
     problem = _check(race, samplers, at=at, csv=csv)
     figure = figure or _default_figure(f"compare-{race.on}")
     check_figure_path(figure)
-    runs = by_sampler(_progress(race, samplers, seeds, workers=workers), samplers)
+    done, is_interrupted = _run(race, samplers, seeds, workers=workers)
+    runs = by_sampler(done, samplers)
+    seeds = [run.seed for run in runs[samplers[0]]]
     if csv:
         write_csv(csv, [run for them in runs.values() for run in them])
     curves = {name: np.stack([run.best for run in them]) for name, them in runs.items()}
@@ -154,16 +157,28 @@ def _compare(
     write_figure(curves_figure(curves, title=title, log=log), figure)
     if print_json:
         _print_json(race, problem.direction, rows, seeds, figure)
-        return
-    console = Console()
-    if not console.is_terminal:  # a file or a pipe has no width: do not fold the table
-        console = Console(width=120)
-    console.print(f"[bold]{title}[/bold]")
-    console.print(main_table(rows, log=log))
-    if rows[0].targets:
-        console.print("trials until a value is reached: median (share of the runs that reach it)")
-        console.print(targets_table(rows))
-    console.print(f"curves: {figure}", highlight=False, soft_wrap=True)
+    else:
+        _print_tables(title, rows, figure, log=log)
+    if is_interrupted:
+        raise KeyboardInterrupt
+
+
+def _run(
+    race: Race, samplers: Sequence[str], seeds: Sequence[int], *, workers: int
+) -> tuple[list[Run], bool]:
+    """Return the runs of the seeds that all samplers have finished, and whether Ctrl-C came."""
+    done: list[Run] = []
+    is_interrupted = False
+    try:
+        for run in _progress(race, samplers, seeds, workers=workers):
+            done.append(run)
+    except KeyboardInterrupt:
+        is_interrupted = True
+    counts = Counter(run.seed for run in done)
+    whole = [run for run in done if counts[run.seed] == len(samplers)]
+    if not whole:
+        raise KeyboardInterrupt
+    return whole, is_interrupted
 
 
 def _check(race: Race, samplers: Sequence[str], *, at: Sequence[int], csv: Path | None) -> Problem:
@@ -190,6 +205,18 @@ def _progress(
         for run in run_all(race, samplers, seeds, workers=workers):
             progress.update(task, advance=1, description=f"{run.sampler}, seed {run.seed}")
             yield run
+
+
+def _print_tables(title: str, rows: Sequence[Standing], figure: Path, *, log: bool) -> None:
+    console = Console()
+    if not console.is_terminal:  # a file or a pipe has no width: do not fold the table
+        console = Console(width=120)
+    console.print(f"[bold]{title}[/bold]")
+    console.print(main_table(rows, log=log))
+    if rows[0].targets:
+        console.print("trials until a value is reached: median (share of the runs that reach it)")
+        console.print(targets_table(rows))
+    console.print(f"curves: {figure}", highlight=False, soft_wrap=True)
 
 
 def _print_json(

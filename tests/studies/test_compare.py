@@ -258,3 +258,20 @@ def test_curves_are_means_with_a_band_of_one_standard_error() -> None:
 )
 def test_axis_is_logarithmic_over_decades(values: list[float], log: bool) -> None:
     assert spans_decades({"a": np.array([values])}) is log
+
+
+def test_ctrl_c_leaves_the_seeds_that_are_finished(tmp_path: Path) -> None:
+    (tmp_path / "interrupted_objectives.py").write_text(
+        "def objective(trial, *, seed):\n"
+        "    if seed == 2:\n"
+        "        raise KeyboardInterrupt\n"
+        "    return trial.suggest_float('x', 0, 1)\n"
+    )
+    result = CliRunner().invoke(
+        app, ["--on", "interrupted_objectives.py:objective", "--json", "--trials", "2"]
+    )
+    assert result.exit_code == 130
+    assert result.stderr == "error: interrupted\n"
+    document = json.loads(result.stdout)
+    assert document["seeds"] == [0, 1]
+    assert len(document["samplers"]) == 3
