@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from optuna.samplers import BaseSampler
+from optuna.samplers import nsgaii
 from optuna.testing.pytest_samplers import BasicSamplerTestCase
 from optuna.testing.pytest_samplers import MultiObjectiveSamplerTestCase
 from optuna.testing.pytest_samplers import RelativeSamplerTestCase
+from optuna.testing.pytest_samplers import SingleOnlySamplerTestCase
 import pytest
 
 import optuna_ext
@@ -17,6 +19,12 @@ Factory = Callable[[], BaseSampler]
 
 
 class _Contract(BasicSamplerTestCase, RelativeSamplerTestCase, MultiObjectiveSamplerTestCase):
+    pass
+
+
+class _SingleObjectiveContract(
+    BasicSamplerTestCase, RelativeSamplerTestCase, SingleOnlySamplerTestCase
+):
     pass
 
 
@@ -68,3 +76,32 @@ class TestWarmup(_Contract):
         return lambda: optuna_ext.WarmupSampler(
             optuna_ext.SobolSampler(), 3, optuna_ext.HaltonSampler()
         )
+
+
+class TestEvolutionary(_SingleObjectiveContract):
+    @pytest.fixture
+    def sampler(self) -> Factory:
+        return lambda: optuna_ext.EvolutionarySampler(population_size=2)
+
+
+class TestGenerationalEvolutionary(_SingleObjectiveContract):
+    @pytest.fixture
+    def sampler(self) -> Factory:
+        return lambda: optuna_ext.EvolutionarySampler(
+            population_size=2,
+            crossover=nsgaii.UniformCrossover(),
+            replacement="generational",
+            steady_state=False,
+        )
+
+
+class TestNelderMead(_SingleObjectiveContract):
+    @pytest.fixture
+    def sampler(self) -> Factory:
+        return lambda: optuna_ext.NelderMeadSampler(n_startup_trials=2)
+
+
+class TestParticleSwarm(_SingleObjectiveContract):
+    @pytest.fixture
+    def sampler(self) -> Factory:
+        return lambda: optuna_ext.ParticleSwarmSampler(n_particles=2)

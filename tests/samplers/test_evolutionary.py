@@ -3,11 +3,6 @@ from __future__ import annotations
 from collections.abc import Callable
 import functools
 import math
-import multiprocessing
-from pathlib import Path
-import pickle
-import subprocess
-import sys
 from typing import Any
 import warnings
 
@@ -19,14 +14,10 @@ from optuna.distributions import FloatDistribution
 from optuna.distributions import IntDistribution
 from optuna.samplers import BaseSampler
 from optuna.samplers import nsgaii
-from optuna.testing.pytest_samplers import BasicSamplerTestCase
-from optuna.testing.pytest_samplers import RelativeSamplerTestCase
-from optuna.testing.pytest_samplers import SingleOnlySamplerTestCase
 from optuna.trial import TrialState
 import pytest
 
 from optuna_ext import EvolutionarySampler
-from optuna_ext import sqlite
 from optuna_ext.moves import Mutation
 from optuna_ext.moves.selection import tournament
 
@@ -49,27 +40,6 @@ CROSSOVERS = [
 ]
 
 
-class _Contract(BasicSamplerTestCase, RelativeSamplerTestCase, SingleOnlySamplerTestCase):
-    pass
-
-
-class TestEvolutionary(_Contract):
-    @pytest.fixture
-    def sampler(self) -> Factory:
-        return lambda: EvolutionarySampler(population_size=2)
-
-
-class TestGenerational(_Contract):
-    @pytest.fixture
-    def sampler(self) -> Factory:
-        return lambda: EvolutionarySampler(
-            population_size=2,
-            crossover=nsgaii.UniformCrossover(),
-            replacement="generational",
-            steady_state=False,
-        )
-
-
 def suggest(trial: optuna.Trial) -> tuple[float, int, int, str]:
     return (
         trial.suggest_float("lr", 1e-5, 1e-1, log=True),
@@ -89,12 +59,6 @@ def run(sampler: BaseSampler, n_trials: int = 30, **kwargs: Any) -> Params:
     study = optuna.create_study(study_name="s", sampler=sampler, **kwargs)
     study.optimize(objective, n_trials=n_trials)
     return [trial.params for trial in study.trials]
-
-
-def test_maximize_is_minimize_of_the_negative() -> None:
-    study = optuna.create_study(direction="maximize", sampler=EvolutionarySampler(seed=1))
-    study.optimize(lambda trial: -objective(trial), n_trials=30)
-    assert [trial.params for trial in study.trials] == run(EvolutionarySampler(seed=1))
 
 
 @pytest.mark.parametrize("replacement", ["elitism", "generational", "tournament"])
@@ -233,18 +197,6 @@ def test_conditional_space() -> None:
     assert branches[20:].count(("optimizer",)) <= 1  # a branch without parameters has one point
 
 
-def test_changing_ranges() -> None:
-    def changing(trial: optuna.Trial) -> float:
-        high = 10 if trial.number < 20 else 4
-        x = trial.suggest_int("x", 1, high)
-        kinds = ["a", "b"] if trial.number < 20 else ["b", "c", "d"]
-        return x + len(trial.suggest_categorical(f"kind{trial.number // 20}", kinds))
-
-    study = optuna.create_study(sampler=EvolutionarySampler(seed=0))
-    study.optimize(changing, n_trials=40)
-    assert all(trial.params["x"] <= 4 for trial in study.trials[20:])
-
-
 @pytest.mark.parametrize("crossover", CROSSOVERS)
 def test_optunas_crossovers(crossover: Callable[[], nsgaii.BaseCrossover]) -> None:
     with warnings.catch_warnings():
@@ -272,106 +224,6 @@ def test_mutation_may_be_by_factors() -> None:
     for i, child in enumerate(params[8:], start=8):
         ratios = [abs(math.log(child["lr"] / parent["lr"])) for parent in params[:i]]
         assert any(r == pytest.approx(0) or r == pytest.approx(math.log(1.25)) for r in ratios)
-
-
-def test_several_objectives_are_refused() -> None:
-    study = optuna.create_study(directions=["minimize"] * 2, sampler=EvolutionarySampler())
-    with pytest.raises(ValueError, match="`EvolutionarySampler` needs a study with one objective"):
-        study.ask()
-
-
-def test_hyperband() -> None:
-    def reported(trial: optuna.Trial) -> float:
-        value = objective(trial)
-        for step in range(9):
-            trial.report(value + 1 / (step + 1), step)
-            if trial.should_prune():
-                raise optuna.TrialPruned
-        return value
-
-    pruner = optuna.pruners.HyperbandPruner(max_resource=9)
-    study = optuna.create_study(study_name="s", sampler=EvolutionarySampler(), pruner=pruner)
-    study.optimize(reported, n_trials=60)
-    assert any(trial.state == TrialState.PRUNED for trial in study.trials)
-    assert study.best_value < 1.0
-
-
-def test_partial_fixed_parameters() -> None:
-    base = EvolutionarySampler(seed=0)
-    with pytest.warns(optuna.exceptions.ExperimentalWarning):
-        sampler = optuna.samplers.PartialFixedSampler({"depth": 4}, base)
-    study = optuna.create_study(sampler=sampler)
-    study.optimize(objective, n_trials=40)
-    assert {trial.params["depth"] for trial in study.trials} == {4}
-    assert study.best_value < 1.0
-
-
-def test_threads_repeat_nothing() -> None:
-    study = optuna.create_study(sampler=EvolutionarySampler(seed=0))
-    study.optimize(objective, n_trials=60, n_jobs=4)
-    assert len({str(trial.params) for trial in study.trials}) == 60
-
-
-def test_pickled_sampler_goes_on() -> None:
-    expected = run(EvolutionarySampler(seed=3), 30)
-    storage = optuna.storages.InMemoryStorage()
-    sampler = EvolutionarySampler(seed=3)
-    run(sampler, 15, storage=storage)
-    study = optuna.load_study(
-        study_name="s", storage=storage, sampler=pickle.loads(pickle.dumps(sampler))
-    )
-    study.optimize(objective, n_trials=15)
-    assert [trial.params for trial in study.trials] == expected
-
-
-SCRIPT = """
-import sys, optuna
-from optuna_ext import EvolutionarySampler, sqlite
-optuna.logging.set_verbosity(optuna.logging.ERROR)
-study = optuna.create_study(
-    study_name="s",
-    storage=sqlite(sys.argv[1]),
-    sampler=EvolutionarySampler(),
-    load_if_exists=True,
-)
-def objective(trial):
-    x, n = trial.suggest_float("x", -1, 1), trial.suggest_int("n", 1, 9)
-    return x ** 2 + (n - 3) ** 2 + (trial.suggest_categorical("c", ["a", "b"]) == "a")
-study.optimize(objective, n_trials=int(sys.argv[2]))
-"""
-
-
-def test_two_processes_after_each_other_are_as_one(tmp_path: Path) -> None:
-    results = []
-    for name, parts in (("one", [100]), ("two", [50, 50])):
-        path = str(tmp_path / name)
-        for n_trials in parts:
-            subprocess.run([sys.executable, "-c", SCRIPT, path, str(n_trials)], check=True)
-        study = optuna.load_study(study_name="s", storage=sqlite(path))
-        results.append([trial.params for trial in study.trials])
-    assert len(results[0]) == 100
-    assert results[0] == results[1]
-
-
-def work(path: str, n_trials: int) -> None:
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    sampler = EvolutionarySampler(seed=0)
-    study = optuna.load_study(study_name="s", storage=sqlite(path), sampler=sampler)
-    study.optimize(objective, n_trials=n_trials)
-
-
-def test_four_processes_lose_and_repeat_nothing(tmp_path: Path) -> None:
-    path = str(tmp_path / "study.db")
-    study = optuna.create_study(study_name="s", storage=sqlite(path))
-    context = multiprocessing.get_context("spawn")
-    workers = [context.Process(target=work, args=(path, 15)) for _ in range(4)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
-    assert [worker.exitcode for worker in workers] == [0] * 4
-    assert [trial.state for trial in study.trials] == [TrialState.COMPLETE] * 60
-    assert len({str(trial.params) for trial in study.trials}) == 60
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""What the Nelder-Mead and the particle swarm sampler promise alike."""
+"""What every sampler that learns promises."""
 
 from __future__ import annotations
 
@@ -14,36 +14,24 @@ from typing import Any
 import numpy as np
 import optuna
 from optuna.samplers import BaseSampler
-from optuna.testing.pytest_samplers import BasicSamplerTestCase
-from optuna.testing.pytest_samplers import RelativeSamplerTestCase
-from optuna.testing.pytest_samplers import SingleOnlySamplerTestCase
 from optuna.trial import TrialState
 import pytest
 
+from optuna_ext import ApproximateGradientSampler
+from optuna_ext import EvolutionarySampler
 from optuna_ext import NelderMeadSampler
 from optuna_ext import ParticleSwarmSampler
 from optuna_ext import sqlite
 
 
-Sampler = type[NelderMeadSampler] | type[ParticleSwarmSampler]
-SAMPLERS: list[Sampler] = [NelderMeadSampler, ParticleSwarmSampler]
-both = pytest.mark.parametrize("sampler", SAMPLERS)
-
-
-class _Contract(BasicSamplerTestCase, RelativeSamplerTestCase, SingleOnlySamplerTestCase):
-    pass
-
-
-class TestNelderMead(_Contract):
-    @pytest.fixture
-    def sampler(self) -> Callable[[], BaseSampler]:
-        return lambda: NelderMeadSampler(n_startup_trials=2)
-
-
-class TestParticleSwarm(_Contract):
-    @pytest.fixture
-    def sampler(self) -> Callable[[], BaseSampler]:
-        return lambda: ParticleSwarmSampler(n_particles=2)
+Sampler = Callable[..., BaseSampler]
+SAMPLERS: list[Sampler] = [
+    ApproximateGradientSampler,
+    EvolutionarySampler,
+    NelderMeadSampler,
+    ParticleSwarmSampler,
+]
+every = pytest.mark.parametrize("sampler", SAMPLERS)
 
 
 def objective(trial: optuna.Trial) -> float:
@@ -61,7 +49,7 @@ def run(sampler: BaseSampler, n_trials: int = 50, **kwargs: Any) -> list[dict[st
     return [trial.params for trial in study.trials]
 
 
-@both
+@every
 def test_64_trials_are_ahead_of_500_random_ones(sampler: Sampler) -> None:
     best = []
     for seed in range(5):
@@ -73,7 +61,7 @@ def test_64_trials_are_ahead_of_500_random_ones(sampler: Sampler) -> None:
     assert np.median(best) < study.best_value
 
 
-@both
+@every
 def test_batches_of_8_are_ahead_of_as_many_random_ones(sampler: Sampler) -> None:
     best = []
     for seed in range(5):
@@ -90,19 +78,19 @@ def test_batches_of_8_are_ahead_of_as_many_random_ones(sampler: Sampler) -> None
     assert np.median(best) < study.best_value
 
 
-@both
+@every
 def test_maximize_is_minimize_of_the_negative(sampler: Sampler) -> None:
     study = optuna.create_study(direction="maximize", sampler=sampler(seed=1))
     study.optimize(lambda trial: -objective(trial), n_trials=50)
     assert [trial.params for trial in study.trials] == run(sampler(seed=1))
 
 
-@both
+@every
 def test_workers_agree_on_a_seed_of_the_studys_name(sampler: Sampler) -> None:
     assert run(sampler()) == run(sampler()) != run(sampler(seed=0))
 
 
-@both
+@every
 def test_a_pruned_trial_counts_with_its_last_report(sampler: Sampler) -> None:
     def pruned(trial: optuna.Trial) -> float:
         value = objective(trial)
@@ -117,7 +105,7 @@ def test_a_pruned_trial_counts_with_its_last_report(sampler: Sampler) -> None:
     assert [trial.params for trial in study.trials] == run(sampler(seed=1))
 
 
-@both
+@every
 @pytest.mark.parametrize("bad", [math.nan, math.inf, None])
 def test_failures_count_as_worst_on_demand(sampler: Sampler, bad: float | None) -> None:
     """Where a large width fails, be it by an exception or by what it returns."""
@@ -137,7 +125,7 @@ def test_failures_count_as_worst_on_demand(sampler: Sampler, bad: float | None) 
     assert sum(trial.params["width"] > 100 for trial in study.trials) < 40
 
 
-@both
+@every
 def test_ignored_failures_leave_no_trace(sampler: Sampler) -> None:
     def flaky(trial: optuna.Trial) -> float:
         value = objective(trial)
@@ -161,7 +149,7 @@ def conditional(trial: optuna.Trial) -> float:
     return 2.0 - x
 
 
-@both
+@every
 def test_conditional_space(sampler: Sampler) -> None:
     best = []
     for seed in range(5):
@@ -173,7 +161,7 @@ def test_conditional_space(sampler: Sampler) -> None:
     assert np.median(best) < study.best_value
 
 
-@both
+@every
 def test_one_name_with_another_range_in_every_branch(sampler: Sampler) -> None:
     def branches(trial: optuna.Trial) -> float:
         kind = trial.suggest_categorical("kind", ["sgd", "adam"])
@@ -192,7 +180,7 @@ def test_one_name_with_another_range_in_every_branch(sampler: Sampler) -> None:
     assert np.median(best) < study.best_value
 
 
-@both
+@every
 def test_changing_ranges(sampler: Sampler) -> None:
     def changing(trial: optuna.Trial) -> float:
         x = trial.suggest_int("x", 1, 10 if trial.number < 30 else 4)
@@ -204,7 +192,7 @@ def test_changing_ranges(sampler: Sampler) -> None:
     assert study.best_value < 1.01
 
 
-@both
+@every
 def test_enqueued_trials_count(sampler: Sampler) -> None:
     study = optuna.create_study(sampler=sampler(seed=0))
     good = {"lr": 1e-3, "depth": 4, "width": 64, "act": "gelu"}
@@ -217,7 +205,7 @@ def test_enqueued_trials_count(sampler: Sampler) -> None:
     assert np.median(later) < 1.5  # that of random trials is about 4
 
 
-@both
+@every
 def test_hyperband(sampler: Sampler) -> None:
     def reported(trial: optuna.Trial) -> float:
         value = objective(trial)
@@ -234,7 +222,7 @@ def test_hyperband(sampler: Sampler) -> None:
     assert study.best_value < 1.0
 
 
-@both
+@every
 def test_partial_fixed_parameters(sampler: Sampler) -> None:
     with pytest.warns(optuna.exceptions.ExperimentalWarning):
         fixed = optuna.samplers.PartialFixedSampler({"depth": 4}, sampler(seed=0))
@@ -244,7 +232,7 @@ def test_partial_fixed_parameters(sampler: Sampler) -> None:
     assert study.best_value < 0.5
 
 
-@both
+@every
 def test_one_instance_serves_studies_in_turns(sampler: Sampler) -> None:
     shared = sampler(seed=3)
     studies = [optuna.create_study(sampler=shared, direction=d) for d in ("minimize", "maximize")]
@@ -254,14 +242,14 @@ def test_one_instance_serves_studies_in_turns(sampler: Sampler) -> None:
     assert [trial.params for trial in studies[0].trials] == run(sampler(seed=3))
 
 
-@both
+@every
 def test_threads_repeat_nothing(sampler: Sampler) -> None:
     study = optuna.create_study(sampler=sampler(seed=0))
     study.optimize(objective, n_trials=60, n_jobs=4)
     assert len({str(trial.params) for trial in study.trials}) == 60
 
 
-@both
+@every
 def test_more_workers_than_one_step_can_use(sampler: Sampler) -> None:
     study = optuna.create_study(sampler=sampler(seed=0))
     for _ in range(3):
@@ -272,7 +260,7 @@ def test_more_workers_than_one_step_can_use(sampler: Sampler) -> None:
     assert len({str(trial.params) for trial in study.trials}) == 120
 
 
-@both
+@every
 def test_a_new_instance_for_every_trial_is_as_one_for_all(sampler: Sampler) -> None:
     def batches(fresh: bool) -> list[dict[str, Any]]:
         study = optuna.create_study(sampler=sampler(seed=4))
@@ -291,7 +279,7 @@ def test_a_new_instance_for_every_trial_is_as_one_for_all(sampler: Sampler) -> N
     assert batches(fresh=True) == batches(fresh=False)
 
 
-@both
+@every
 def test_pickled_sampler_goes_on(sampler: Sampler) -> None:
     storage = optuna.storages.InMemoryStorage()
     first = sampler(seed=3)
@@ -302,7 +290,7 @@ def test_pickled_sampler_goes_on(sampler: Sampler) -> None:
     assert [trial.params for trial in study.trials] == run(sampler(seed=3))
 
 
-@both
+@every
 def test_several_objectives_are_refused(sampler: Sampler) -> None:
     study = optuna.create_study(directions=["minimize"] * 2, sampler=sampler())
     with pytest.raises(ValueError, match="needs a study with one objective"):
@@ -326,7 +314,7 @@ study.optimize(objective, n_trials=int(sys.argv[2]))
 """
 
 
-@both
+@every
 def test_two_processes_after_each_other_are_as_one(sampler: Sampler, tmp_path: Path) -> None:
     results = []
     for name, parts in (("one", [100]), ("two", [50, 50])):
@@ -346,7 +334,7 @@ def work(sampler: Sampler, path: str, n_trials: int) -> None:
     study.optimize(objective, n_trials=n_trials)
 
 
-@both
+@every
 def test_four_processes_lose_and_repeat_nothing(sampler: Sampler, tmp_path: Path) -> None:
     path = str(tmp_path / "study.db")
     study = optuna.create_study(study_name="s", storage=sqlite(path))
