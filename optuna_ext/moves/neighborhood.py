@@ -32,6 +32,7 @@ _TURN = 1 / 3  # probability of leaving a region that yields nothing for the nex
 _N_BOLD = 2  # trials after a success that may go in several coordinates at once
 _MAX_CENTERS = 32  # polled through in vain before a point anywhere is taken
 _N_ANYWHERE = 64  # such points tried
+_RANK_POWER = 1.5  # how much fewer trials a branch gets, the worse its best row is
 _CHOICE = 0.5  # offset of a choice: two different ones are as far apart as a parameter's ends
 
 
@@ -110,7 +111,7 @@ def poll(center: np.ndarray, step: float, history: History, levels: Levels) -> n
             continue
         values = levels[column]
         if values is None:
-            around = np.clip([u - step, u + step], 0.0, _LAST)
+            around = np.array([max(u - step, 0.0), min(u + step, _LAST)])
         elif history.ordered[column]:
             here = int(np.abs(values - u).argmin())
             lower = min(int(np.abs(values - (u - step)).argmin()), here - 1)
@@ -282,7 +283,7 @@ def _axis_distance(a: np.ndarray, b: np.ndarray) -> float | None:
 def _centers(
     history: History, ranking: np.ndarray, search: Neighborhood, rng: np.random.Generator
 ) -> Iterator[int]:
-    """Give the rows to poll around: the best one of a region, then the best of all.
+    """Give the rows to poll around: the best one of a region of a branch, then the best of all.
 
     A region is what has the same choices as its best row and is within an initial step of it. It
     yields nothing when as many of its rows as there are columns came after its best. Then chance
@@ -291,7 +292,7 @@ def _centers(
     radius = SAME + np.where(history.ordered, search.initial_step, 0.0)
     heads: list[int] = []
     first = 0
-    rest = ranking
+    rest = ranking if search.poll == "complete" else _branch(history, ranking)
     while len(rest) and len(heads) < _MAX_REGIONS:
         head = int(rest[0])
         distances = np.nan_to_num(np.abs(history.rows[rest] - history.rows[head]))
@@ -304,6 +305,32 @@ def _centers(
         rest = rest[far]
     yield heads[min(first, len(heads) - 1)]
     yield from ranking[:_MAX_CENTERS].tolist()
+
+
+def _branch(history: History, ranking: np.ndarray) -> np.ndarray:
+    """Return the rows, best first, of the branch of a conditional space whose turn it is.
+
+    A branch is what has the same parameters. The neighbors of the best row hardly show what
+    another branch is good for, as each needs values of its own. So trials are shared among the
+    branches, by the rank of their best rows: the k-th best gets one in proportion to k**-1.5.
+    """
+    present = ~np.isnan(history.rows[ranking])
+    if present.all():
+        return ranking
+    packed = np.packbits(present, axis=1)
+    _, bests, branches, counts = np.unique(
+        packed.view(f"S{packed.shape[1]}").ravel(),
+        return_index=True,
+        return_inverse=True,
+        return_counts=True,
+    )
+    centers = history.rows[ranking[bests]]
+    for row in history.pending[~np.isnan(history.pending).all(axis=1)]:
+        distances = np.nan_to_num(np.abs(centers - row))
+        distances = np.where(history.ordered, distances, distances > SAME)
+        counts[distances.sum(axis=1).argmin()] += 1
+    places = bests.argsort().argsort() + 1
+    return np.asarray(ranking[branches == (counts * places**_RANK_POWER).argmin()])
 
 
 def averaged(history: History, n_repeats: int) -> tuple[History, np.ndarray | None]:

@@ -10,6 +10,7 @@ import pytest
 from optuna_ext.moves import History
 from optuna_ext.moves.gradients import Gradient
 from optuna_ext.moves.gradients import GRADIENTS
+from optuna_ext.moves.neighborhood import _branch
 from optuna_ext.moves.neighborhood import Levels
 from optuna_ext.moves.neighborhood import Neighborhood
 from optuna_ext.moves.neighborhood import next_row
@@ -245,6 +246,31 @@ def test_a_coordinate_that_the_best_row_never_had_is_left_alone() -> None:
             numbers=np.arange(number + 1),
         )
     assert sorted(np.round(seen, 9)) == [0.1, 0.3, 0.7, 0.9]
+
+
+def test_branches_share_the_trials_by_the_rank_of_their_best() -> None:
+    """A branch that looked worst at first is far better after a few steps of its own."""
+    levels: Levels = (np.array([0.25, 0.75]), None, None)
+    rows, values = [[0.25, 0.5, NAN], [0.75, NAN, 0.1]], [1.0, 6.4]
+    for number in range(2, 100):
+        history = history_of(rows, values, levels=levels, ordered=(False, True, True))
+        row = next_row(history, Neighborhood(levels=levels), np.random.default_rng(number))
+        first = row[0] == 0.25
+        rows.append([0.25, row[1], NAN] if first else [0.75, NAN, row[2]])
+        values.append(1.0 - 1e-3 * row[1] if first else 10.0 * (row[2] - 0.9) ** 2)
+    assert min(values) < 1e-4
+    counts = np.isnan(rows).sum(axis=0)
+    assert counts[1] / counts[2] == pytest.approx(2**1.5, rel=0.5)
+
+
+@pytest.mark.parametrize("n_pending", [0, 1, 2, 3, 4])
+def test_pending_rows_count_for_their_branch(n_pending: int) -> None:
+    levels: Levels = (np.array([0.25, 0.75]), None)
+    rows = [[0.25, 0.5], [0.75, NAN]]
+    pending = [[0.25, 0.6], [0.25, 0.4], [0.25, 0.7], [0.25, 0.3]][:n_pending]
+    history = history_of(rows, [0.0, 1.0], levels=levels, pending=pending, ordered=(False, True))
+    branch = _branch(history, history.ranking())
+    assert branch.tolist() == [int(1 + n_pending > 2**1.5)]
 
 
 def test_everything_taken_gives_nothing() -> None:
