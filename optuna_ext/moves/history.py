@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from dataclasses import field
 from dataclasses import replace
+from functools import cached_property
 
 import numpy as np
 
 
-_SAME = 1e-9  # a continuous value and its coordinate round differently
+SAME = 1e-9  # a continuous value and its coordinate round differently
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,6 +27,8 @@ class History:
         pending_numbers: Trial numbers of ``pending``, shape ``(m,)``, increasing.
         n_values: For each column the number of different values, None if continuous.
         ordered: For each column whether its values have an order.
+        exhausted: Where a search found nothing left to evaluate: rows, as bytes, and the step it
+            began with. It adds to them, so as not to look again when there are more rows.
     """
 
     rows: np.ndarray
@@ -35,13 +39,14 @@ class History:
     pending_numbers: np.ndarray
     n_values: tuple[int | None, ...]
     ordered: tuple[bool, ...]
+    exhausted: set[tuple[bytes, float]] = field(default_factory=set)
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def ranking(self) -> np.ndarray:
         """Return the indices of ``rows`` from best to worst; the older of two equals is better."""
-        return np.lexsort((self.numbers, self.ties, self.values))
+        return self._ranking
 
     def before(self, number: int) -> History:
         """Return the history with only the evaluated rows of trials before ``number``.
@@ -55,6 +60,7 @@ class History:
             values=self.values[:n],
             ties=self.ties[:n],
             numbers=self.numbers[:n],
+            exhausted=set(),
         )
 
     def is_taken(self, row: np.ndarray) -> bool:
@@ -64,7 +70,7 @@ class History:
         objective cannot tell the two apart, whatever the coordinates it never asked for.
         """
         return any(
-            bool(((abs(rows - row) < _SAME) | np.isnan(rows)).all(axis=1).any())
+            bool(((abs(rows - row) < SAME) | np.isnan(rows)).all(axis=1).any())
             for rows in (self.rows, self.pending[~np.isnan(self.pending).all(axis=1)])
         )
 
@@ -73,12 +79,16 @@ class History:
 
         NaN remains where no evaluated row has the coordinate.
         """
-        row = row.copy()
-        absent = np.flatnonzero(np.isnan(row))
-        ranking = self.ranking() if len(absent) else absent
-        for column in absent:
-            donors = self.rows[ranking, column]
-            known = donors[~np.isnan(donors)]
-            if len(known):
-                row[column] = known[0]
-        return row
+        absent = np.isnan(row)
+        return np.where(absent, self._best_known, row) if absent.any() else row
+
+    @cached_property
+    def _ranking(self) -> np.ndarray:
+        return np.lexsort((self.numbers, self.ties, self.values))
+
+    @cached_property
+    def _best_known(self) -> np.ndarray:
+        """Return for each column the coordinate of the best row that has one."""
+        known = ~np.isnan(self.rows[self._ranking])
+        best = self._ranking[known.argmax(axis=0)] if len(self) else np.empty(0, int)
+        return np.asarray(self.rows[best, np.arange(len(best))])

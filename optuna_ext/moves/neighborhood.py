@@ -19,16 +19,15 @@ import numpy as np
 from optuna_ext.moves.gradients import Gradient
 from optuna_ext.moves.gradients import predict
 from optuna_ext.moves.history import History
+from optuna_ext.moves.history import SAME
+from optuna_ext.moves.turns import whose_turn
 
 
 PollKind = Literal["opportunistic", "complete"]
 POLLS: tuple[PollKind, ...] = get_args(PollKind)
 Levels = tuple[np.ndarray | None, ...]
 
-SAME = 1e-9  # a continuous value and its coordinate round differently
 _LAST = np.nextafter(1.0, 0.0)
-_MAX_REGIONS = 4  # that are looked at by turns
-_TURN = 1 / 3  # probability of leaving a region that yields nothing for the next one
 _N_BOLD = 2  # trials after a success that may go in several coordinates at once
 _MAX_CENTERS = 32  # polled through in vain before a point anywhere is taken
 _N_ANYWHERE = 64  # such points tried
@@ -80,7 +79,10 @@ def next_row(history: History, search: Neighborhood, rng: np.random.Generator) -
     if not np.isfinite(history.values[ranking[0]]):  # nothing to start from yet
         return np.full(history.rows.shape[1], np.nan)
     known = _known(history)
-    for index in _centers(history, ranking, search, rng):
+    first = ranking[0]  # a complete poll is not left before it is over
+    if search.poll == "opportunistic":
+        first = whose_turn(history, ranking, search.initial_step, rng)
+    for index in (first, *ranking[:_MAX_CENTERS]):
         row = _neighbor(history, ranking, index, known, search, rng)
         if row is not None:
             return row
@@ -110,7 +112,7 @@ def poll(center: np.ndarray, step: float, history: History, levels: Levels) -> n
             continue
         values = levels[column]
         if values is None:
-            around = np.clip([u - step, u + step], 0.0, _LAST)
+            around = np.array([max(u - step, 0.0), min(u + step, _LAST)])
         elif history.ordered[column]:
             here = int(np.abs(values - u).argmin())
             lower = min(int(np.abs(values - (u - step)).argmin()), here - 1)
@@ -151,16 +153,16 @@ def _neighbor(
     if search.poll == "complete":
         index, step = _unfinished(history, ranking, index, search) or (index, step)
     center = _center(history, index, search)
-    known = known[differ_at_most_once(known, center)]
-    if any(values is None for values in search.levels):
-        # The finest poll comes last: a short cut past the centers that are done with.
-        finest = poll(center, search.min_step, history, search.levels)
-        if not len(_not_among(known, finest)):
-            return None
+    place = center.tobytes(), step
+    if place in history.exhausted:
+        return None
+    near = differ_at_most_once(known, center)
     for _, neighbors in polls(center, step, history, search):
-        candidates = _not_among(known, neighbors)
+        candidates = _not_among(known[near], neighbors)
         if len(candidates):
             return _choose(history, ranking, index, center, candidates, search, rng)
+    if not near[len(history) :].any():  # a row that is on its way may fail
+        history.exhausted.add(place)
     return None
 
 
@@ -279,33 +281,6 @@ def _axis_distance(a: np.ndarray, b: np.ndarray) -> float | None:
     return float(distances.max()) if np.count_nonzero(distances > SAME) == 1 else None
 
 
-def _centers(
-    history: History, ranking: np.ndarray, search: Neighborhood, rng: np.random.Generator
-) -> Iterator[int]:
-    """Give the rows to poll around: the best one of a region, then the best of all.
-
-    A region is what has the same choices as its best row and is within an initial step of it. It
-    yields nothing when as many of its rows as there are columns came after its best. Then chance
-    may put the next region first; but a complete poll is not left before it is over.
-    """
-    radius = SAME + np.where(history.ordered, search.initial_step, 0.0)
-    heads: list[int] = []
-    first = 0
-    rest = ranking
-    while len(rest) and len(heads) < _MAX_REGIONS:
-        head = int(rest[0])
-        distances = np.nan_to_num(np.abs(history.rows[rest] - history.rows[head]))
-        far = (distances > radius).any(axis=1)
-        n_in_vain = np.count_nonzero(rest[~far] > head)
-        stays = first < len(heads) or search.poll == "complete"
-        if not stays and far.any() and n_in_vain >= len(radius) and rng.random() < _TURN:
-            first += 1
-        heads.append(head)
-        rest = rest[far]
-    yield heads[min(first, len(heads) - 1)]
-    yield from ranking[:_MAX_CENTERS].tolist()
-
-
 def averaged(history: History, n_repeats: int) -> tuple[History, np.ndarray | None]:
     """Return the history with repeated rows averaged, and the best row if it needs repeating."""
     _, first, inverse, counts = np.unique(
@@ -346,8 +321,8 @@ def _snap(row: np.ndarray, levels: Levels) -> np.ndarray:
 
 def _known(history: History) -> np.ndarray:
     """Return the rows that are evaluated or on their way."""
-    rows = np.concatenate([history.rows, history.pending])
-    return np.asarray(rows[~np.isnan(rows).all(axis=1)])
+    planned = ~np.isnan(history.pending).all(axis=1)
+    return np.concatenate([history.rows, history.pending[planned]])
 
 
 def _not_among(known: np.ndarray, rows: np.ndarray) -> np.ndarray:

@@ -73,7 +73,8 @@ class ApproximateGradientSampler(HistorySampler):
     Numbers are seen on their own scale, linear or logarithmic; a step is at least one value.
     Choices that are increasing or decreasing numbers are neighbors in that order, all other
     choices are neighbors of each other. In a conditional space, a neighbor in another branch gets
-    the best values known there.
+    the best values known there, and every branch gets its share of trials, the better its best
+    trial, the more.
 
     Any number of trials may run at once: each takes the best point of the poll that nobody else
     has, and late results count when they arrive. What is proposed follows from the seed and the

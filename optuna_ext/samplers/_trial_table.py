@@ -65,6 +65,7 @@ class TrialTable:
         self._encoded = np.empty(0, bool)
         # Continuous values by coordinate: the way there and back would round them.
         self._exact: dict[tuple[str, float], float] = {}
+        self._exhausted: set[tuple[bytes, float]] = set()
 
     @property
     def n_usable(self) -> int:
@@ -106,6 +107,7 @@ class TrialTable:
             self._rows = np.full((len(self._state), space.n_dims), np.nan)
             self._encoded = np.zeros(len(self._state), bool)
             self._exact.clear()
+            self._exhausted.clear()
         numbers = np.flatnonzero(self._state == _USABLE)
         for number in numbers[~self._encoded[numbers]]:
             params = self._trials[number].params
@@ -131,6 +133,7 @@ class TrialTable:
             pending_numbers=np.array(pending, dtype=np.int64),
             n_values=space.n_values,
             ordered=tuple(is_ordered(space.distributions[name]) for name in space.names),
+            exhausted=self._exhausted,
         )
 
     def value(self, space: UnitSpace, name: str, u: float) -> Any:

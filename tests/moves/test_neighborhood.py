@@ -15,6 +15,7 @@ from optuna_ext.moves.neighborhood import Neighborhood
 from optuna_ext.moves.neighborhood import next_row
 from optuna_ext.moves.neighborhood import poll
 from optuna_ext.moves.neighborhood import PollKind
+from optuna_ext.moves.turns import whose_turn
 
 
 FIVE = np.array([0.1, 0.3, 0.5, 0.7, 0.9])
@@ -245,6 +246,63 @@ def test_a_coordinate_that_the_best_row_never_had_is_left_alone() -> None:
             numbers=np.arange(number + 1),
         )
     assert sorted(np.round(seen, 9)) == [0.1, 0.3, 0.7, 0.9]
+
+
+def test_branches_share_the_trials_by_the_rank_of_their_best() -> None:
+    """A branch that looked worst at first is far better after a few steps of its own."""
+    levels: Levels = (np.array([0.25, 0.75]), None, None)
+    rows, values = [[0.25, 0.5, NAN], [0.75, NAN, 0.1]], [1.0, 6.4]
+    for number in range(2, 100):
+        history = history_of(rows, values, levels=levels, ordered=(False, True, True))
+        row = next_row(history, Neighborhood(levels=levels), np.random.default_rng(number))
+        first = row[0] == 0.25
+        rows.append([0.25, row[1], NAN] if first else [0.75, NAN, row[2]])
+        values.append(1.0 - 1e-3 * row[1] if first else 10.0 * (row[2] - 0.9) ** 2)
+    assert min(values) < 1e-4
+    counts = np.isnan(rows).sum(axis=0)
+    assert counts[1] / counts[2] == pytest.approx(2**1.5, rel=0.5)
+
+
+@pytest.mark.parametrize("n_pending", [0, 1, 2, 3, 4])
+def test_pending_rows_count_for_their_branch(n_pending: int) -> None:
+    levels: Levels = (np.array([0.25, 0.75]), None)
+    pending = [[0.25, 0.6], [0.25, 0.4], [0.25, 0.7], [0.25, 0.3]][:n_pending]
+    history = history_of(
+        [[0.25, 0.5], [0.75, NAN]],
+        [0.0, 1.0],
+        levels=levels,
+        pending=pending,
+        ordered=(False, True),
+    )
+    turn = whose_turn(history, history.ranking(), 0.25, np.random.default_rng(0))
+    assert turn == int(1 + n_pending > 2**1.5)
+
+
+@pytest.mark.parametrize("levels", [(FIVE, FIVE), (None, FIVE)])
+def test_what_is_remembered_as_exhausted_changes_nothing(levels: Levels) -> None:
+    search = Neighborhood(levels=levels, min_step=0.1)
+    rows, values = [[0.5, 0.5]], [0.13]
+    memory: set[tuple[bytes, float]] = set()
+    for number in range(1, 40):
+        fresh = history_of(rows, values, levels=levels)
+        row, same = (
+            next_row(history, search, np.random.default_rng(number))
+            for history in (fresh, replace(fresh, exhausted=memory))
+        )
+        np.testing.assert_array_equal(row, same)
+        if np.isnan(row).any():
+            break
+        rows.append(row.tolist())
+        values.append(float(((row - 0.2) ** 2).sum()))
+    assert memory
+
+
+def test_what_rows_on_their_way_exhaust_is_not_remembered() -> None:
+    pending = [[0.3], [0.7]]
+    history = history_of([[0.5]], [0.0], levels=(FIVE,), pending=pending)
+    row = next_row(history, Neighborhood(levels=(FIVE,)), np.random.default_rng(0))
+    assert row.round(9) in (0.1, 0.9)
+    assert not history.exhausted
 
 
 def test_everything_taken_gives_nothing() -> None:

@@ -137,9 +137,9 @@ def test_the_order_of_given_levels_makes_neighbors() -> None:
     )
     study = optuna.create_study(sampler=sampler)
     study.enqueue_trial({"x": "d"})
-    study.optimize(fall, n_trials=4)
+    study.optimize(fall, n_trials=3)
     assert [trial.params["x"] for trial in study.trials[:2]] == ["d", "a"]
-    assert {trial.params["x"] for trial in study.trials} <= set(order[:5])
+    assert study.trials[2].params["x"] in ("f", "c")  # once or twice as far in that direction
 
 
 def test_enqueued_trials_are_starting_points() -> None:
