@@ -120,4 +120,4 @@ def test_a_wrong_sampler_is_named_in_one_sentence(text: str, sentence: str) -> N
 
 def test_what_a_sampler_imports_is_not_charged(slow_to_import: str) -> None:
     (run,) = run_all(Race("sphere", Settings(), n_trials=2), [slow_to_import], [0], workers=1)
-    assert run.sampler_s <= run.wall_s < 0.2
+    assert run.sampler_s <= run.wall_s < 0.35  # of 0.4
