@@ -2,11 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 import math
-import multiprocessing
 from pathlib import Path
-import pickle
-import subprocess
-import sys
 from typing import Any
 
 import numpy as np
@@ -16,10 +12,6 @@ from optuna.distributions import CategoricalDistribution
 from optuna.distributions import FloatDistribution
 from optuna.distributions import IntDistribution
 from optuna.samplers import BaseSampler
-from optuna.testing.pytest_samplers import BasicSamplerTestCase
-from optuna.testing.pytest_samplers import RelativeSamplerTestCase
-from optuna.testing.pytest_samplers import SingleOnlySamplerTestCase
-from optuna.trial import TrialState
 import pytest
 
 from optuna_ext import ApproximateGradientSampler
@@ -34,30 +26,6 @@ SPACE: dict[str, BaseDistribution] = {
     "width": IntDistribution(4, 512, log=True),
     "act": CategoricalDistribution(["relu", "tanh", "gelu"]),
 }
-
-
-class _Contract(BasicSamplerTestCase, RelativeSamplerTestCase, SingleOnlySamplerTestCase):
-    pass
-
-
-class TestDefault(_Contract):
-    @pytest.fixture
-    def sampler(self) -> Factory:
-        return lambda: ApproximateGradientSampler(n_startup_trials=2)
-
-
-class TestComplete(_Contract):
-    @pytest.fixture
-    def sampler(self) -> Factory:
-        return lambda: ApproximateGradientSampler(
-            n_startup_trials=1, poll="complete", gradient="central", n_repeats=2
-        )
-
-
-class TestGrid(_Contract):
-    @pytest.fixture
-    def sampler(self) -> Factory:
-        return lambda: ApproximateGradientSampler(n_startup_trials=2, n_levels=4)
 
 
 def objective(trial: optuna.Trial) -> float:
@@ -90,12 +58,6 @@ def test_every_gradient_is_ahead_of_random(gradient: Any) -> None:
     sampler = ApproximateGradientSampler(seed=1, gradient=gradient)
     random = run(optuna.samplers.RandomSampler(seed=0), 200)
     assert run(sampler, 50).best_value < random.best_value
-
-
-def test_maximize_is_minimize_of_the_negative() -> None:
-    study = optuna.create_study(direction="maximize", sampler=ApproximateGradientSampler(seed=1))
-    study.optimize(lambda trial: -objective(trial), n_trials=40)
-    assert params(study) == params(run(ApproximateGradientSampler(seed=1)))
 
 
 def test_levels_are_kept_from_the_first_trial_on() -> None:
@@ -239,22 +201,6 @@ def test_conditional_space() -> None:
     assert ("optimizer", "beta", "delay") in branches
 
 
-def test_several_processes_repeat_nothing(tmp_path: Path) -> None:
-    storage = sqlite(tmp_path / "study.db")
-    optuna.create_study(study_name="s", storage=storage)
-    context = multiprocessing.get_context("spawn")
-    workers = [context.Process(target=_work, args=(str(tmp_path),)) for _ in range(4)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
-        assert worker.exitcode == 0
-    study = optuna.load_study(study_name="s", storage=storage)
-    assert [trial.state for trial in study.trials] == [TrialState.COMPLETE] * 60
-    assert len({tuple(trial.params.values()) for trial in study.trials[16:]}) == 44
-    assert study.best_value <= 1
-
-
 def _work(directory: str) -> None:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.load_study(
@@ -267,50 +213,6 @@ def _work(directory: str) -> None:
 
 def _on_a_grid(trial: optuna.Trial) -> float:
     return float(sum(abs(trial.suggest_int(name, 0, 5) - 3) for name in "abc"))
-
-
-def test_two_processes_in_turn_are_one(tmp_path: Path) -> None:
-    whole = run(ApproximateGradientSampler(seed=4), 40)
-    run(ApproximateGradientSampler(seed=4), 20, storage=sqlite(tmp_path / "study.db"))
-    code = (
-        "import sys, optuna, importlib.util\n"
-        "spec = importlib.util.spec_from_file_location('this', sys.argv[1])\n"
-        "this = importlib.util.module_from_spec(spec)\n"
-        "spec.loader.exec_module(this)\n"
-        "study = optuna.load_study(study_name='s', storage=this.sqlite(sys.argv[2]),\n"
-        "    sampler=this.ApproximateGradientSampler(seed=4))\n"
-        "study.optimize(this.objective, n_trials=20)\n"
-    )
-    command = [sys.executable, "-c", code, __file__, str(tmp_path / "study.db")]
-    subprocess.run(command, check=True, cwd=Path(__file__).parents[2])
-    study = optuna.load_study(study_name="s", storage=sqlite(tmp_path / "study.db"))
-    assert params(study) == params(whole)
-
-
-def test_pickled_sampler_goes_on() -> None:
-    expected = params(run(ApproximateGradientSampler(seed=3, n_levels=5), 30))
-    sampler = ApproximateGradientSampler(seed=3, n_levels=5)
-    study = run(sampler, 20)
-    study.sampler = pickle.loads(pickle.dumps(sampler))
-    study.optimize(objective, n_trials=10)
-    assert params(study) == expected
-
-
-def test_hyperband() -> None:
-    def reported(trial: optuna.Trial) -> float:
-        value = objective(trial)
-        for step in range(9):
-            trial.report(value + 1 / (step + 1), step)
-            if trial.should_prune():
-                raise optuna.TrialPruned
-        return value
-
-    pruner = optuna.pruners.HyperbandPruner(max_resource=9)
-    sampler = ApproximateGradientSampler(seed=0)
-    study = optuna.create_study(study_name="s", sampler=sampler, pruner=pruner)
-    study.optimize(reported, n_trials=60)
-    assert any(trial.state == TrialState.PRUNED for trial in study.trials)
-    assert study.best_value < 1.0
 
 
 @pytest.mark.data

@@ -78,6 +78,26 @@ class TestWarmup(_Contract):
         )
 
 
+class TestApproximateGradient(_SingleObjectiveContract):
+    @pytest.fixture
+    def sampler(self) -> Factory:
+        return lambda: optuna_ext.ApproximateGradientSampler(n_startup_trials=2)
+
+
+class TestCompleteApproximateGradient(_SingleObjectiveContract):
+    @pytest.fixture
+    def sampler(self) -> Factory:
+        return lambda: optuna_ext.ApproximateGradientSampler(
+            n_startup_trials=1, poll="complete", gradient="central", n_repeats=2
+        )
+
+
+class TestGridOfApproximateGradient(_SingleObjectiveContract):
+    @pytest.fixture
+    def sampler(self) -> Factory:
+        return lambda: optuna_ext.ApproximateGradientSampler(n_startup_trials=2, n_levels=4)
+
+
 class TestEvolutionary(_SingleObjectiveContract):
     @pytest.fixture
     def sampler(self) -> Factory:
