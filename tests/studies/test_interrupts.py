@@ -91,7 +91,7 @@ def test_a_signal_that_python_drops_is_raised_again(capsys: pytest.CaptureFixtur
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_ends_the_study_in_order(toy: Toy, number: signal.Signals, code: int) -> None:
-    command = ("--trials", 5, "--arg", "pause=0.4")
+    command = ("--trials", 5, "--arg", "pause=3")  # slow enough to be caught in the middle
     process = toy.start(*command)
     toy.wait_for(_has_one_done_and_one_running)
     os.killpg(process.pid, number)
@@ -102,17 +102,19 @@ def test_a_signal_ends_the_study_in_order(toy: Toy, number: signal.Signals, code
     assert "Traceback" not in err
     assert toy.states()["FAIL"] == 1
     assert "RUNNING" not in toy.states()
+    (toy.folder / "hurry").touch()
     assert toy.start(*command).wait(timeout=60) == 0
     assert toy.states() == {"COMPLETE": 4, "FAIL": 1}
 
 
 def test_a_killed_study_goes_on_to_its_total(toy: Toy) -> None:
-    command = ("--trials", 5, "--arg", "pause=0.4")
+    command = ("--trials", 5, "--arg", "pause=3")  # slow enough to be caught in the middle
     process = toy.start(*command)
     toy.wait_for(_has_one_done_and_one_running)
     process.kill()
     process.wait(timeout=30)
     assert toy.states()["RUNNING"] == 1
+    (toy.folder / "hurry").touch()
     assert toy.start(*command).wait(timeout=60) == 0
     assert toy.states() == {"COMPLETE": 4, "FAIL": 1}
     (failed,) = (t for t in toy.trials() if t.state == TrialState.FAIL)
