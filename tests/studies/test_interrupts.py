@@ -158,7 +158,7 @@ def test_two_terminals_share_one_total(toy: Toy) -> None:
 
 
 def test_a_killed_worker_is_started_again(toy: Toy) -> None:
-    process = toy.start("--trials", 16, "--workers", 2, "--arg", "pause=0.5", "--json")
+    process = toy.start("--trials", 16, "--workers", 2, "--arg", "pause=1", "--json")
     trials = toy.wait_for(_has_one_done_and_one_running)
     pid = int(
         next(t for t in trials if t.state == TrialState.RUNNING).user_attrs["process"].split()[1]
