@@ -157,13 +157,33 @@ def _neighbor(
     if place in history.exhausted:
         return None
     near = differ_at_most_once(known, center)
-    for _, neighbors in polls(center, step, history, search):
-        candidates = _not_among(known[near], neighbors)
-        if len(candidates):
-            return _choose(history, ranking, index, center, candidates, search, rng)
+    candidates = _untried(center, step, known[near], history, search)
+    if len(candidates):
+        return _choose(history, ranking, index, center, candidates, search, rng)
     if not near[len(history) :].any():  # a row that is on its way may fail
         history.exhausted.add(place)
     return None
+
+
+def _untried(
+    center: np.ndarray, step: float, known: np.ndarray, history: History, search: Neighborhood
+) -> np.ndarray:
+    """Return the neighbors to try next: those of the largest step that has any.
+
+    An axis on which that step has failed on both sides is ahead of the others, by one halving:
+    small gains along flat axes must not keep the steps along a steep one long.
+    """
+    found = np.empty((0, len(center)))
+    for _, neighbors in polls(center, step, history, search):
+        fresh = _not_among(known, neighbors)
+        if len(found):
+            ahead = ~(np.abs(found - center) > SAME).any(axis=0)
+            fresh = fresh[(np.abs(fresh - center) > SAME)[:, ahead].any(axis=1)]
+            return np.concatenate([found, fresh])
+        found = fresh
+        if len(found) and search.poll == "complete":
+            break
+    return found
 
 
 def _choose(

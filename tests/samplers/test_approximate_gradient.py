@@ -60,6 +60,27 @@ def test_every_gradient_is_ahead_of_random(gradient: Any) -> None:
     assert run(sampler, 50).best_value < random.best_value
 
 
+def test_flat_axes_do_not_hold_up_a_steep_one() -> None:
+    """In an ellipsoid of condition 1e6 nearly everything is decided by the last of 10 axes."""
+
+    def ellipsoid(trial: optuna.Trial) -> float:
+        return sum(
+            10 ** (6 * i / 9) * (trial.suggest_float(f"x{i}", -5, 5) - 1.234) ** 2
+            for i in range(10)
+        )
+
+    best = {}
+    for name, make in (
+        ("ours", ApproximateGradientSampler),
+        ("random", optuna.samplers.RandomSampler),
+    ):
+        studies = [optuna.create_study(sampler=make(seed=seed)) for seed in range(5)]
+        for study in studies:
+            study.optimize(ellipsoid, n_trials=100)
+        best[name] = np.median([study.best_value for study in studies])
+    assert best["ours"] < best["random"] / 2
+
+
 def test_levels_are_kept_from_the_first_trial_on() -> None:
     levels: dict[str, list[Any]] = {
         "lr": [0.1, 1e-4, 1e-3],
