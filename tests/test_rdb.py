@@ -31,13 +31,6 @@ SPAWN = multiprocessing.get_context("spawn")
 N_WAITING = 60
 
 
-@pytest.fixture(autouse=True)
-def quiet() -> Iterator[None]:
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    yield
-    optuna.logging.set_verbosity(optuna.logging.INFO)
-
-
 @contextmanager
 def disposed(storage: BaseStorage) -> Iterator[RDBStorage]:
     assert isinstance(storage, RDBStorage)

@@ -39,13 +39,6 @@ T = TypeVar("T")
 NOBODY = 65534
 
 
-@pytest.fixture(autouse=True)
-def quiet() -> Iterator[None]:
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    yield
-    optuna.logging.set_verbosity(optuna.logging.INFO)
-
-
 @contextmanager
 def disposed(storage: BaseStorage) -> Iterator[RDBStorage]:
     assert isinstance(storage, RDBStorage)

@@ -113,13 +113,10 @@ class DesignSampler(BaseSampler, abc.ABC):
         self._other_rows[_host.trial_key(study, trial)] = row
         _host.set_trial_user_attr(study, trial, ROW_ATTR, row)
 
-    def _seed_of(self, study: Study) -> int:
-        return _host.seed_from_name(study) if self._seed is None else self._seed
-
     def _sample(
         self, study: Study, trial: FrozenTrial, column: int, distribution: BaseDistribution
     ) -> Any:
-        seed = self._seed_of(study)
+        seed = _host.seed_of(study, self._seed)
         row = trial.user_attrs.get(ROW_ATTR, trial.number - self._first_trial)
         if self._other_rows:
             row = self._other_rows.get(_host.trial_key(study, trial), row)

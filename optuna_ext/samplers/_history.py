@@ -94,7 +94,7 @@ class HistorySampler(BaseSampler, abc.ABC):
             weakref.WeakKeyDictionary()
         )
         # Coordinates planned for running trials, for values that their distributions do not have.
-        self._plans: dict[tuple[str, int], dict[str, float]] = {}
+        self._plans: dict[tuple[int, int, int], dict[str, float]] = {}
         self._unit_space_cache: tuple[dict[str, BaseDistribution], UnitSpace] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -147,7 +147,7 @@ class HistorySampler(BaseSampler, abc.ABC):
                 return {}
             space = self._unit_space(search_space)
             plan = self._plan(study, trial, table, space)
-            self._plans[study.study_name, trial.number] = plan
+            self._plans[_host.trial_key(study, trial)] = plan
             return {name: table.value(space, name, u) for name, u in plan.items()}
 
     def sample_independent(
@@ -158,7 +158,7 @@ class HistorySampler(BaseSampler, abc.ABC):
         param_distribution: BaseDistribution,
     ) -> Any:
         self._check_objectives(study)
-        plan = self._plans.get((study.study_name, trial.number), {})
+        plan = self._plans.get(_host.trial_key(study, trial), {})
         distribution = self._admissible(param_name, param_distribution)
         if param_name in plan:  # but its value is outside this trial's range
             return from_unit(distribution, plan[param_name])
@@ -178,7 +178,7 @@ class HistorySampler(BaseSampler, abc.ABC):
         state: TrialState,
         values: Sequence[float] | None,
     ) -> None:
-        self._plans.pop((study.study_name, trial.number), None)
+        self._plans.pop(_host.trial_key(study, trial), None)
         self._startup.after_trial(study, trial, state, values)
 
     def _check_objectives(self, study: Study) -> None:
@@ -199,11 +199,8 @@ class HistorySampler(BaseSampler, abc.ABC):
             self._unit_space_cache = dict(search_space), space
         return self._unit_space_cache[1]
 
-    def _seed_of(self, study: Study) -> int:
-        return _host.seed_from_name(study) if self._seed is None else self._seed
-
     def _rng(self, study: Study, number: int) -> np.random.Generator:
-        return np.random.default_rng((self._seed_of(study), number))
+        return np.random.default_rng((_host.seed_of(study, self._seed), number))
 
     def _table(self, study: Study) -> TrialTable:
         storage, study_id = _host.identity(study)

@@ -46,8 +46,10 @@ def set_trial_user_attr(study: Study, trial: FrozenTrial, key: str, value: Any) 
     study._storage.set_trial_user_attr(trial._trial_id, key, value)
 
 
-def seed_from_name(study: Study) -> int:
-    """Return a 64-bit seed that every worker on the study agrees on without talking."""
+def seed_of(study: Study, seed: int | None) -> int:
+    """Return the given seed, else a 64-bit one on which all workers agree without talking."""
+    if seed is not None:
+        return seed
     return int.from_bytes(hashlib.sha256(study.study_name.encode()).digest()[:8], "little")
 
 

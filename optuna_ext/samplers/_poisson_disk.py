@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from optuna_ext._checks import check_int
 from optuna_ext.points import poisson_disk
 from optuna_ext.points.poisson_disk import check_poisson_disk
+from optuna_ext.samplers import _host
 from optuna_ext.samplers._sets import SetSampler
 
 
@@ -119,7 +120,7 @@ class PoissonDiskSampler(SetSampler):
             return None
         if self._n_points is not None:
             return self._n_points
-        seed = self._seed_of(study)
+        seed = _host.seed_of(study, self._seed)
         if (seed, n_columns) not in self._sizes:
             rows = poisson_disk(n_columns, radius=self._radius, seed=seed)
             self._sizes[seed, n_columns] = len(rows)
