@@ -236,7 +236,8 @@ class HistorySampler(BaseSampler, abc.ABC):
                 for name, u in zip(space.names, row, strict=True)
                 if not math.isnan(u)
             }
-            if not len(history.pending_numbers):
+            # Where a plan was ever needed, a worker may start before this trial has parameters.
+            if not len(history.pending_numbers) and not table.has_plans:
                 break
             _host.set_trial_user_attr(study, trial, _PLAN, plan)
             known, history = history, self._read(study).history(space, exclude=trial.number)

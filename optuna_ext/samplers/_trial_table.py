@@ -52,6 +52,7 @@ class TrialTable:
         self._count_failed = count_failed
         self._tie = tie
         self._plan_key = plan_key
+        self.has_plans = False  # whether trials were ever seen to run at the same time
         self._trials: list[FrozenTrial] = []
         self._open: list[int] = []  # numbers of the trials that may still change
         self._state = np.empty(0, np.int8)
@@ -89,6 +90,7 @@ class TrialTable:
         for number in (*self._open, *new):
             trial = trials[number]
             self._state[number] = self._status(trial)
+            self.has_plans = self.has_plans or self._plan_key in trial.user_attrs
             if not trial.state.is_finished():
                 still_open.append(number)
             elif self._state[number] == _USABLE:
