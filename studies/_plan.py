@@ -33,6 +33,7 @@ _OBJECTIVE = "objective"  # user attributes of a study
 _ARGUMENTS = "arguments"
 _DESIGN_SIZE = "design_size"
 _RUNS = Path("runs")
+_RETRIES = 3  # with checkpoints: what made a trial's process die may not be the trial
 _NAME_LENGTH = 60  # characters, which are four bytes each at most; file systems allow 255
 
 
@@ -102,6 +103,7 @@ def make_plan(
         trials=options.trials,
         design_size=options.trials,
         seed=options.seed,
+        retries=_retries(options, arguments),
     )
     job.sampler_and_pruner(objective)
     if file is None or file.exists():
@@ -160,6 +162,7 @@ def design_size(study: Study) -> int:
 def _training_arguments(options: Options, objective: Objective) -> dict[str, Any]:
     said = {
         "epochs": options.epochs,
+        "checkpoints": options.checkpoints,
         "data_dir": None if options.data_dir is None else str(options.data_dir),
         "amp": options.amp or None,
         "compile": options.compile or None,
@@ -172,6 +175,12 @@ def _training_arguments(options: Options, objective: Objective) -> dict[str, Any
     if options.seed is not None and "seed" in objective.keywords():
         arguments["seed"] = options.seed
     return arguments
+
+
+def _retries(options: Options, arguments: Mapping[str, Any]) -> int:
+    if options.retries is not None:
+        return options.retries
+    return _RETRIES if arguments.get("checkpoints") is not None else 0
 
 
 def _check_json(arguments: Mapping[str, Any]) -> None:
