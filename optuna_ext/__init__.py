@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 
 if TYPE_CHECKING:
+    from optuna_ext.recovery import Heartbeat as Heartbeat
     from optuna_ext.samplers import ApproximateGradientSampler as ApproximateGradientSampler
     from optuna_ext.samplers import EvolutionarySampler as EvolutionarySampler
     from optuna_ext.samplers import HaltonSampler as HaltonSampler
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
     from optuna_ext.samplers import NelderMeadSampler as NelderMeadSampler
     from optuna_ext.samplers import ParticleSwarmSampler as ParticleSwarmSampler
     from optuna_ext.samplers import PoissonDiskSampler as PoissonDiskSampler
+    from optuna_ext.samplers import (
+        PopulationBasedTrainingSampler as PopulationBasedTrainingSampler,
+    )
     from optuna_ext.samplers import SobolSampler as SobolSampler
     from optuna_ext.samplers import WarmupSampler as WarmupSampler
     from optuna_ext.space import UnitSpace as UnitSpace
@@ -32,10 +36,12 @@ _HOMES = {
     "EvolutionarySampler": "optuna_ext.samplers",
     "HaltonSampler": "optuna_ext.samplers",
     "HammersleySampler": "optuna_ext.samplers",
+    "Heartbeat": "optuna_ext.recovery",
     "LatinHypercubeSampler": "optuna_ext.samplers",
     "NelderMeadSampler": "optuna_ext.samplers",
     "ParticleSwarmSampler": "optuna_ext.samplers",
     "PoissonDiskSampler": "optuna_ext.samplers",
+    "PopulationBasedTrainingSampler": "optuna_ext.samplers",
     "SobolSampler": "optuna_ext.samplers",
     "UnitSpace": "optuna_ext.space",
     "WarmupSampler": "optuna_ext.samplers",
