@@ -43,9 +43,11 @@ def trial_key(study: Study, trial: FrozenTrial) -> tuple[int, int, int]:
 def set_trial_user_attr(study: Study, trial: FrozenTrial, key: str, value: Any) -> None:
     """Write a user attribute of a running trial.
 
-    ``FrozenTrial.set_user_attr`` inside a sampler's hook changes a copy and is lost.
+    ``FrozenTrial.set_user_attr`` inside a sampler's hook changes a copy and is lost. The copy is
+    what the objective and the pruner get to see, so it is changed, too.
     """
     study._storage.set_trial_user_attr(trial._trial_id, key, value)
+    trial.user_attrs[key] = value
 
 
 def fail_trial(study: Study, trial: FrozenTrial) -> None:
