@@ -11,8 +11,8 @@ from scipy import stats
 
 from optuna_ext.moves.population import donor
 from optuna_ext.moves.population import Exploit
-from optuna_ext.moves.population import explore
 from optuna_ext.moves.population import EXPLOITS
+from optuna_ext.moves.population import explore
 from optuna_ext.moves.population import PERTURB
 from optuna_ext.moves.population import Result
 from optuna_ext.moves.population import Tournament
