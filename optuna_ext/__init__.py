@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 
 
 if TYPE_CHECKING:
+    from optuna_ext.checkpoints import CheckpointError as CheckpointError
+    from optuna_ext.checkpoints import CheckpointStore as CheckpointStore
     from optuna_ext.recovery import Heartbeat as Heartbeat
     from optuna_ext.samplers import ApproximateGradientSampler as ApproximateGradientSampler
     from optuna_ext.samplers import EvolutionarySampler as EvolutionarySampler
@@ -33,6 +35,8 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "ApproximateGradientSampler": "optuna_ext.samplers",
+    "CheckpointError": "optuna_ext.checkpoints",
+    "CheckpointStore": "optuna_ext.checkpoints",
     "EvolutionarySampler": "optuna_ext.samplers",
     "HaltonSampler": "optuna_ext.samplers",
     "HammersleySampler": "optuna_ext.samplers",

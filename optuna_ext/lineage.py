@@ -96,6 +96,14 @@ def parent_of(trial: BaseTrial | FrozenTrial) -> int | None:
     return parent if isinstance(parent, int) and not isinstance(parent, bool) else None
 
 
+def resumed_from(trial: BaseTrial | FrozenTrial) -> tuple[int, int] | None:
+    """Return the trial and the step that this one has really gone on from; None if neither yet."""
+    match trial.user_attrs.get(RESUMED):
+        case {"trial": int(number), "step": int(step)}:
+            return number, step
+    return None
+
+
 @dataclass(frozen=True, kw_only=True)
 class Interval:
     """The part of a lineage that one trial trained.
@@ -200,9 +208,9 @@ def origin_of(
     What the trial noted when it went on counts, as that may be an older checkpoint than its
     parent's newest; until then, the parent's newest does.
     """
-    match trial.user_attrs.get(RESUMED):
-        case {"trial": int(number), "step": int(step)}:
-            return number, step
+    resumed = resumed_from(trial)
+    if resumed is not None:
+        return resumed
     parent = parent_of(trial)
     if parent is None:
         return None
