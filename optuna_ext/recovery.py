@@ -129,6 +129,7 @@ class Heartbeat:
                 A running trial that this process has asked for.
         """
         self._own.add(trial.number)
+        self._look()
         try:
             beat = functools.partial(trial.set_user_attr, HEARTBEAT)
             with beating(beat, interval=self._interval, after_beat=self._look):
@@ -232,7 +233,7 @@ class Watch:
 def beating(
     beat: Callable[[int], None], *, interval: float, after_beat: Callable[[], None]
 ) -> Iterator[None]:
-    """Beat inside the block, at once and then from a thread.
+    """Beat inside the block: at once, and then from a thread.
 
     Args:
         beat:
@@ -240,10 +241,9 @@ def beating(
         interval:
             Seconds between two beats.
         after_beat:
-            Called after each, in the same thread.
+            Called after each of the thread's.
     """
     beat(0)
-    after_beat()
     ended = threading.Event()
     thread = threading.Thread(
         target=_go_on_beating, args=(beat, interval, after_beat, ended), daemon=True

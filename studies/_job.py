@@ -31,9 +31,6 @@ from studies._objective import find_objective
 from studies._objective import Objective
 
 
-_HEARTBEAT = 60  # seconds; only servers need it, whose workers may be on other machines
-
-
 @dataclass(frozen=True, kw_only=True)
 class Job:
     """A study to run; made of nothing but texts and numbers, so that it can travel as JSON.
@@ -122,9 +119,8 @@ def connect(storage: str) -> BaseStorage:
     Raises:
         UserError: If that is not possible.
     """
-    on_server = storage.startswith(("postgresql", "mysql"))
     try:
-        return open_storage(storage, heartbeat=_HEARTBEAT if on_server else None)
+        return open_storage(storage)
     except (ValueError, OSError, ImportError) as error:
         raise UserError(f"--storage: {error}") from error
 
