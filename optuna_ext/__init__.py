@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 
 if TYPE_CHECKING:
+    from optuna_ext._replay import replay as replay
     from optuna_ext.checkpoints import CheckpointError as CheckpointError
     from optuna_ext.checkpoints import CheckpointStore as CheckpointStore
     from optuna_ext.recovery import Heartbeat as Heartbeat
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     )
     from optuna_ext.samplers import SobolSampler as SobolSampler
     from optuna_ext.samplers import WarmupSampler as WarmupSampler
+    from optuna_ext.schedule import Schedule as Schedule
     from optuna_ext.space import UnitSpace as UnitSpace
     from optuna_ext.storage import open_storage as open_storage
     from optuna_ext.storage import sqlite as sqlite
@@ -46,10 +48,12 @@ _HOMES = {
     "ParticleSwarmSampler": "optuna_ext.samplers",
     "PoissonDiskSampler": "optuna_ext.samplers",
     "PopulationBasedTrainingSampler": "optuna_ext.samplers",
+    "Schedule": "optuna_ext.schedule",
     "SobolSampler": "optuna_ext.samplers",
     "UnitSpace": "optuna_ext.space",
     "WarmupSampler": "optuna_ext.samplers",
     "open_storage": "optuna_ext.storage",
+    "replay": "optuna_ext._replay",
     "sqlite": "optuna_ext.storage",
 }
 

@@ -5,15 +5,8 @@ class CheckpointError(RuntimeError):
     """A checkpoint cannot be kept or used; the sentence says which and why.
 
     Example:
-        .. testcode::
-
-            import optuna
-            from optuna_ext import CheckpointError, CheckpointStore
-
-            try:
-                CheckpointStore(":memory:").load(optuna.trial.FixedTrial({}))
-            except CheckpointError as error:
-                assert str(error) == "trial 0 has no checkpoint."
+        >>> str(CheckpointError("trial 3 has no checkpoint."))
+        'trial 3 has no checkpoint.'
     """
 
 
