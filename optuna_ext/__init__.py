@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from optuna_ext._replay import replay as replay
     from optuna_ext.checkpoints import CheckpointError as CheckpointError
     from optuna_ext.checkpoints import CheckpointStore as CheckpointStore
+    from optuna_ext.halving import Hyperband as Hyperband
+    from optuna_ext.halving import SuccessiveHalving as SuccessiveHalving
+    from optuna_ext.pruners import HyperbandPruner as HyperbandPruner
+    from optuna_ext.pruners import SuccessiveHalvingPruner as SuccessiveHalvingPruner
     from optuna_ext.recovery import Heartbeat as Heartbeat
     from optuna_ext.samplers import ApproximateGradientSampler as ApproximateGradientSampler
     from optuna_ext.samplers import EvolutionarySampler as EvolutionarySampler
@@ -43,6 +47,8 @@ _HOMES = {
     "HaltonSampler": "optuna_ext.samplers",
     "HammersleySampler": "optuna_ext.samplers",
     "Heartbeat": "optuna_ext.recovery",
+    "Hyperband": "optuna_ext.halving",
+    "HyperbandPruner": "optuna_ext.pruners",
     "LatinHypercubeSampler": "optuna_ext.samplers",
     "NelderMeadSampler": "optuna_ext.samplers",
     "ParticleSwarmSampler": "optuna_ext.samplers",
@@ -50,6 +56,8 @@ _HOMES = {
     "PopulationBasedTrainingSampler": "optuna_ext.samplers",
     "Schedule": "optuna_ext.schedule",
     "SobolSampler": "optuna_ext.samplers",
+    "SuccessiveHalving": "optuna_ext.halving",
+    "SuccessiveHalvingPruner": "optuna_ext.pruners",
     "UnitSpace": "optuna_ext.space",
     "WarmupSampler": "optuna_ext.samplers",
     "open_storage": "optuna_ext.storage",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from typing import Any
 from typing import TYPE_CHECKING
@@ -11,6 +12,7 @@ from optuna.trial import TrialState
 
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from collections.abc import Container
 
     from optuna.storages import BaseStorage
@@ -104,3 +106,41 @@ class _SingleObjective:
 
 
 SINGLE_OBJECTIVE: Any = _SingleObjective()
+
+
+class Lens:
+    """A storage with another list of trials; everything else is the storage's own.
+
+    Samplers read a study's trials from its storage, each in its own way.
+
+    Args:
+        storage: The storage.
+        read: Returns the trials of the one study that is looked at, in order of their numbers.
+    """
+
+    def __init__(self, storage: BaseStorage, read: Callable[[], list[FrozenTrial]]) -> None:
+        self._storage = storage
+        self._read = read
+
+    def get_all_trials(
+        self,
+        study_id: int,
+        deepcopy: bool = True,
+        states: Container[TrialState] | None = None,
+    ) -> list[FrozenTrial]:
+        del study_id
+        trials = self._read()
+        if states is not None:
+            trials = [trial for trial in trials if trial.state in states]
+        return copy.deepcopy(trials) if deepcopy else trials
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._storage, name)
+
+
+def seen_through(study: Study, lens: Lens) -> Study:
+    """Return the study with the trials that a lens shows."""
+    view = copy.copy(study)  # with a cache of trials of its own
+    view._storage = lens  # type: ignore[assignment]
+    view.stop = study.stop  # type: ignore[method-assign]
+    return view

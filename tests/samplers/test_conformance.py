@@ -7,6 +7,7 @@ from collections.abc import Callable
 import optuna
 from optuna.samplers import BaseSampler
 from optuna.samplers import nsgaii
+from optuna.samplers import TPESampler
 from optuna.testing.pytest_samplers import BasicSamplerTestCase
 from optuna.testing.pytest_samplers import MultiObjectiveSamplerTestCase
 from optuna.testing.pytest_samplers import RelativeSamplerTestCase
@@ -142,4 +143,23 @@ class TestAsynchronousPopulationBasedTraining(_SingleObjectiveContract):
             synchronous=False,
             exploit="tournament",
             explore=optuna.samplers.TPESampler(n_startup_trials=2),
+        )
+
+
+class TestSuccessiveHalving(_SingleObjectiveContract):
+    @pytest.fixture
+    def sampler(self) -> Factory:
+        base = TPESampler(n_startup_trials=0)
+        return lambda: optuna_ext.SuccessiveHalving(max_resource=9, base_sampler=base).sampler
+
+
+class TestHyperbandOfAHistorySampler(_SingleObjectiveContract):
+    @pytest.fixture
+    def sampler(self) -> Factory:
+        return lambda: (
+            optuna_ext.Hyperband(
+                max_resource=9,
+                synchronous=True,
+                base_sampler=optuna_ext.EvolutionarySampler(population_size=2),
+            ).sampler
         )

@@ -1,0 +1,184 @@
+"""Where every set of parameters stands that is trained in intervals, from rung to rung.
+
+One set of parameters may be trained by several trials: a newborn one, which ends as pruned when
+it has reached its rung, and children, each of which goes on from its parent's checkpoint to the
+next rung. Together they are one :class:`Climber`. All that is needed is in the trials' states,
+reports and user attributes, so that every process sees the same, also after a restart.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from optuna.trial import TrialState
+
+from optuna_ext.lineage import parent_of
+from optuna_ext.rungs import Score
+from optuna_ext.rungs import score_at
+
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from optuna.trial import FrozenTrial
+
+    from optuna_ext.rungs import Bracket
+
+RUNG = "rung"  # user attributes: the rung that a trial is to reach, counted from 0,
+BRACKET = "bracket"  # the bracket that it belongs to, also counted from 0,
+ROUND = "round"  # and the round of a synchronous bracket
+
+
+def count(trial: FrozenTrial, key: str) -> int:
+    """Return a user attribute that counts something; 0 if it is missing."""
+    value = trial.user_attrs.get(key)
+    return value if isinstance(value, int) and value >= 0 else 0
+
+
+@dataclass(frozen=True)
+class Climber:
+    """One set of parameters and how far it has been trained.
+
+    Attributes:
+        root: The trial that was born with the parameters.
+        tip: The last of its trials that has not failed; the root, if that is the only one.
+        reports: The values reported by all of them, by step.
+        scores: What it had at each rung it has reached.
+        n_failures: How many trials in succession have failed to get it on from the tip.
+    """
+
+    root: FrozenTrial
+    tip: FrozenTrial
+    reports: dict[int, float]
+    scores: tuple[Score, ...]
+    n_failures: int
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether the first trial failed, so that there is nothing to go on from."""
+        return self.tip.state == TrialState.FAIL
+
+    @property
+    def is_paused(self) -> bool:
+        """Whether it waits for somebody to go on with it."""
+        return self.tip.state == TrialState.PRUNED
+
+
+class Ladder:
+    """All climbers of a study, read incrementally: only what is new or was unfinished.
+
+    Args:
+        brackets:
+            The brackets; a trial names its own by the user attribute ``bracket``.
+        first_step:
+            The step of an objective's first report, 0 or 1.
+        best_so_far:
+            Whether the best value up to a rung counts there, or the last one.
+        maximize:
+            Whether large values are good.
+    """
+
+    def __init__(
+        self, brackets: Sequence[Bracket], *, first_step: int, best_so_far: bool, maximize: bool
+    ) -> None:
+        self._brackets = brackets
+        self._first_step = first_step
+        self._best_so_far = best_so_far
+        self._maximize = maximize
+        self._trials: list[FrozenTrial] = []
+        self._open: list[int] = []  # numbers of the trials that may still change
+        self._children: dict[int, list[int]] = {}
+        self._parents: dict[int, int] = {}
+        self.climbers: dict[int, Climber] = {}
+        """By the number of the root, in order; those that have been started only."""
+
+    @property
+    def trials(self) -> Sequence[FrozenTrial]:
+        """All trials in order of their numbers; treat them as read-only."""
+        return self._trials
+
+    def bracket(self, climber: Climber) -> int:
+        """Return the index of a climber's bracket."""
+        return self._bracket_index(climber.root)
+
+    def root_of(self, number: int) -> int:
+        """Return the number of the trial that was born with a trial's parameters."""
+        while number in self._parents:
+            number = self._parents[number]
+        return number
+
+    def rivals(self, parent: int, *, of: int) -> list[FrozenTrial]:
+        """Return the trials other than ``of`` that go on, or have gone on, from a parent."""
+        return [
+            self._trials[child]
+            for child in self._children.get(parent, ())
+            if child != of and self._trials[child].state != TrialState.FAIL
+        ]
+
+    def others_running(self, number: int) -> bool:
+        """Return whether any other trial than this one is running."""
+        return any(n != number and self._trials[n].state == TrialState.RUNNING for n in self._open)
+
+    def update(self, trials: Sequence[FrozenTrial]) -> None:
+        """Take in the study's trials, a list in order of their numbers."""
+        changed = [*self._open, *range(len(self._trials), len(trials))]
+        affected = {self.root_of(number) for number in changed}
+        self._trials = list(trials)
+        for number in changed:
+            self._link(number)
+        affected |= {self.root_of(number) for number in changed}
+        for root in sorted(affected):
+            if root in self._parents or trials[root].state == TrialState.WAITING:
+                self.climbers.pop(root, None)
+            else:
+                self.climbers[root] = self._climber(root)
+        self._open = [number for number in changed if not trials[number].state.is_finished()]
+
+    def _bracket_index(self, trial: FrozenTrial) -> int:
+        return min(count(trial, BRACKET), len(self._brackets) - 1)
+
+    def _link(self, number: int) -> None:
+        """Note a trial's parent, which may change until the trial begins."""
+        parent = parent_of(self._trials[number])
+        if parent is not None and not 0 <= parent < number:
+            parent = None
+        known = self._parents.get(number)
+        if parent == known:
+            return
+        if known is not None:
+            del self._parents[number]
+            self._children[known].remove(number)
+        if parent is not None:
+            self._parents[number] = parent
+            self._children.setdefault(parent, []).append(number)
+
+    def _climber(self, root: int) -> Climber:
+        tip = self._trials[root]
+        reports = dict(tip.intermediate_values)
+        while True:
+            children = [self._trials[child] for child in self._children.get(tip.number, ())]
+            alive = [child for child in children if child.state != TrialState.FAIL]
+            if not alive:
+                break
+            # Two of them are rare: of a dead worker's trial, one that somebody began while it
+            # was being retried.
+            tip = min(alive, key=lambda child: child.number)
+            reports.update(tip.intermediate_values)
+        rungs = self._brackets[self._bracket_index(self._trials[root])].rungs
+        scores = (
+            score_at(
+                reports,
+                rung - 1 + self._first_step,
+                best_so_far=self._best_so_far,
+                maximize=self._maximize,
+            )
+            for rung in rungs
+        )
+        return Climber(
+            root=self._trials[root],
+            tip=tip,
+            reports=reports,
+            scores=tuple(score for score in scores if score is not None),
+            n_failures=len(children),
+        )

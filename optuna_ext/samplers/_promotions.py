@@ -1,0 +1,150 @@
+from __future__ import annotations
+
+from collections import Counter
+from collections import defaultdict
+from typing import Protocol
+from typing import TYPE_CHECKING
+
+from optuna_ext.ladder import BRACKET
+from optuna_ext.ladder import ROUND
+from optuna_ext.ladder import RUNG
+from optuna_ext.rungs import promotable
+from optuna_ext.rungs import survivors
+
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+    from collections.abc import Sequence
+
+    from optuna_ext.ladder import Climber
+    from optuna_ext.ladder import Ladder
+    from optuna_ext.rungs import Bracket
+
+_MAX_FAILURES = 3  # trials in succession that have failed to go on from the same one
+
+
+class Promotions(Protocol):
+    """Decides who goes on, and where newborns belong."""
+
+    def next(self, ladder: Ladder, taken: Collection[int]) -> Climber | None:
+        """Return who is to be promoted now; None if nobody is.
+
+        Args:
+            ladder: All climbers.
+            taken: Numbers of trials from which others have begun to go on.
+        """
+
+    def birth(self, ladder: Ladder) -> dict[str, int]:
+        """Return the user attributes of a newborn."""
+
+
+class Asynchronous:
+    """ASHA (Li et al. 2020): whoever is among the best of a rung by now may go on.
+
+    Rungs are scanned from the top, each from its best trial.
+
+    Args:
+        brackets: The brackets.
+    """
+
+    def __init__(self, brackets: Sequence[Bracket]) -> None:
+        self._brackets = tuple(brackets)
+        cuts = [
+            (b, k) for b, bracket in enumerate(brackets) for k in range(len(bracket.rungs) - 1)
+        ]
+        self._cuts = sorted(cuts, key=lambda cut: (-brackets[cut[0]].rungs[cut[1]], cut))
+
+    def next(self, ladder: Ladder, taken: Collection[int]) -> Climber | None:
+        members: defaultdict[int, list[Climber]] = defaultdict(list)
+        for climber in ladder.climbers.values():
+            if climber.scores and not climber.is_lost:
+                members[ladder.bracket(climber)].append(climber)
+        for bracket, rung in self._cuts:
+            field = {c.root.number: c for c in members[bracket] if len(c.scores) > rung}
+            best = promotable(
+                {number: c.scores[rung] for number, c in field.items()},
+                self._brackets[bracket].reduction_factor,
+            )
+            for number in best:
+                if _may_go_on(field[number], rung, taken):
+                    return field[number]
+        return None
+
+    def birth(self, ladder: Ladder) -> dict[str, int]:
+        if len(self._brackets) == 1:
+            return {RUNG: 0}
+        born = Counter(
+            ladder.bracket(c) for c in ladder.climbers.values() if BRACKET in c.root.user_attrs
+        )
+        # Whoever is most behind its share; all these are fractions with different denominators.
+        bracket = min(
+            range(len(self._brackets)),
+            key=lambda b: ((born[b] + 0.5) / self._brackets[b].n_trials, b),
+        )
+        return {RUNG: 0, BRACKET: bracket}
+
+
+class Synchronous:
+    """Successive halving round by round (Jamieson & Talwalkar 2016).
+
+    Nobody of a round is promoted before all of it have reached the rung. While some are still on
+    their way, workers begin the next round; so nobody waits. Rounds take the brackets in turn.
+
+    Args:
+        brackets: The brackets.
+    """
+
+    def __init__(self, brackets: Sequence[Bracket]) -> None:
+        self._brackets = tuple(brackets)
+
+    def next(self, ladder: Ladder, taken: Collection[int]) -> Climber | None:
+        for number, members in sorted(self._rounds(ladder).items()):
+            bracket = self._brackets[number % len(self._brackets)]
+            if len(members) < bracket.n_trials:
+                continue
+            for rung in range(len(bracket.rungs) - 1):
+                members = [c for c in members if len(c.scores) > rung or not _is_over(c)]
+                if any(len(c.scores) <= rung for c in members):
+                    break
+                field = {c.root.number: c for c in members}
+                best = survivors(
+                    {n: c.scores[rung] for n, c in field.items()}, bracket.reduction_factor
+                )
+                members = [field[n] for n in best if field[n].n_failures < _MAX_FAILURES]
+                for climber in members:
+                    if _may_go_on(climber, rung, taken):
+                        return climber
+        return None
+
+    def birth(self, ladder: Ladder) -> dict[str, int]:
+        rounds = self._rounds(ladder)
+        number = 0
+        while len(rounds[number]) >= self._brackets[number % len(self._brackets)].n_trials:
+            number += 1
+        place = {RUNG: 0, ROUND: number}
+        if len(self._brackets) > 1:
+            place[BRACKET] = number % len(self._brackets)
+        return place
+
+    def _rounds(self, ladder: Ladder) -> defaultdict[int, list[Climber]]:
+        """Return the members of every round; whoever failed at its first rung is replaced."""
+        rounds: defaultdict[int, list[Climber]] = defaultdict(list)
+        for climber in ladder.climbers.values():
+            number = climber.root.user_attrs.get(ROUND)
+            if isinstance(number, int) and not climber.is_lost:
+                rounds[number].append(climber)
+        return rounds
+
+
+def _is_over(climber: Climber) -> bool:
+    return climber.tip.state.is_finished()
+
+
+def _may_go_on(climber: Climber, rung: int, taken: Collection[int]) -> bool:
+    """Whether somebody who belongs to the best of a rung still waits there."""
+    return (
+        climber.is_paused
+        and len(climber.scores) == rung + 1
+        and climber.n_failures < _MAX_FAILURES
+        and climber.tip.number not in taken
+    )
