@@ -48,7 +48,8 @@ class Barrier:
     - A trial that fails is not waited for any more; heartbeats, where the storage has them, tell
       which have died.
     - One that runs for much longer than others do is taken for dead.
-    - One that this thread ran itself, before it came here, was interrupted.
+    - One that this thread has asked for and now, in ``Study.optimize``, cannot run any more was
+      interrupted.
     - If this thread has asked for it and is still to tell its value, the wait could not end: that
       is an error.
 
@@ -88,7 +89,6 @@ class Barrier:
             self._give_up(own, "it was interrupted")
             return
         if len(own) == len(running):
-            _host.fail_trial(self._study, self._trial)
             numbers = ", ".join(str(t.number) for t in own)
             raise RuntimeError(
                 f"Trial {self._trial.number} needs the values of the trials before it, but this "

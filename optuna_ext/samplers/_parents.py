@@ -55,15 +55,16 @@ class Parents:
         return self._source(table, slot, slots, rng), running
 
     def by_now(self, table: SlotTable, slot: int, rng: np.random.Generator) -> FrozenTrial | None:
-        """Choose by the last finished interval of every member.
+        """Choose by the last finished interval of every member, up to the generation before.
 
+        Nobody is compared with those who have trained longer.
         A member that is still at its interval is like a lost one: somebody else's weights are
         better than no turn. Returns None if nobody has finished an interval but lost ones.
         """
-        member = slot % self.population_size
-        slots = [table.latest(i) for i in range(self.population_size)]
+        end = slot - slot % self.population_size
+        slots = [table.latest(i) for i in range(end - self.population_size, end)]
         own = table.slot(slot - self.population_size).done
-        slots[member] = Slot(done=own)
+        slots[slot % self.population_size] = Slot(done=own)
         return self._source(table, slot, slots, rng) or own or _donor(table, slots, rng)
 
     def survivor(

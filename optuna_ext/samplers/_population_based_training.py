@@ -96,9 +96,9 @@ class PopulationBasedTrainingSampler(BaseSampler):
     seed and results give the same lineage with any number of workers. It waits inside
     ``Study.ask``, but for nobody who is dead. Where one thread asks for trials in batches, each
     generation must be told before the next is asked for; otherwise :exc:`RuntimeError` is raised.
-    With ``synchronous=False`` nobody waits: a member is compared with the last finished interval
-    of the others, and one that is still at its previous interval leaves its turn to a copy of one
-    of the best.
+    With ``synchronous=False`` nobody waits: where the result of another member is not known yet,
+    its result before counts, and a member that is still at its previous interval leaves its turn
+    to a copy of one of the best. With one worker both are the same.
 
     Example:
 
@@ -249,7 +249,11 @@ class PopulationBasedTrainingSampler(BaseSampler):
         slot = table.slot_of(trial.number)
         is_placed = MEMBER in trial.user_attrs  # retried after its worker died
         if slot is not None and not is_placed:
-            parent = self._parent(study, trial, table, slot)
+            try:
+                parent = self._parent(study, trial, table, slot)
+            except BaseException:  # also Ctrl-C while it waits: others would wait for it
+                _host.fail_trial(study, trial)
+                raise
             member, generation = slot % self._population_size, slot // self._population_size
             if parent is not None:
                 _host.set_trial_user_attr(study, trial, PARENT, parent.number)

@@ -94,15 +94,16 @@ class SlotTable:
                 running = running or trial
         return Slot(running=running)
 
-    def latest(self, member: int) -> Slot:
-        """Return the last of a member's slots that is not running; running, if all are."""
-        last = self._next_slot - 1 - (self._next_slot - 1 - member) % self._size
-        slot = Slot()
-        for index in range(last, -1, -self._size):
-            slot = self.slot(index)
-            if slot.running is None:
-                break
-        return slot
+    def latest(self, slot: int) -> Slot:
+        """Return what became of the last of a member's slots, up to ``slot``, that is not running.
+
+        If all are, what became of ``slot``.
+        """
+        for earlier in range(slot, -1, -self._size):
+            found = self.slot(earlier)
+            if found.running is None:
+                return found
+        return self.slot(slot)
 
     def result(self, slot: Slot, *, n_evaluations: int) -> Result | None:
         """Return what a slot counts with its rivals; None while it is running."""
