@@ -595,6 +595,18 @@ def test_trials_of_others_are_nobodys_parents() -> None:
     assert all("parent" in t.user_attrs for t in study.trials[-P:])
 
 
+@pytest.mark.parametrize("other", [{"population_size": P + 1}, {"first_trial": 1}])
+def test_a_population_does_not_change_its_size(other: dict[str, int]) -> None:
+    study = run(2 * P)
+    study.sampler = pbt(**other)
+    with pytest.raises(ValueError, match=r"trial 11 is member 5 of generation 1, and not . of "):
+        study.optimize(train, n_trials=1)
+    study.sampler = pbt()
+    study.optimize(train, n_trials=2 * P)
+    assert study.trials[2 * P].state == TrialState.FAIL  # a turn that was lost
+    assert "parent" in study.trials[3 * P].user_attrs
+
+
 def test_partial_fixed_parameters() -> None:
     with pytest.warns(ExperimentalWarning):
         fixed = optuna.samplers.PartialFixedSampler({"momentum": 0.25}, pbt())
