@@ -22,6 +22,7 @@ from objectives.space import suggest
 if TYPE_CHECKING:
     import torch
 
+    from objectives.checkpoints import Checkpoints
     from objectives.training import Recipe
     from objectives.training import Task
 
@@ -54,6 +55,8 @@ def objective(
     seed: int = 0,
     amp: bool = False,
     compile: bool = False,
+    checkpoints: Checkpoints = None,
+    interval: int | None = None,
 ) -> float:
     """Train a network of 3, 13 or 51 parameters by Adam on 8,000 points.
 
@@ -77,6 +80,11 @@ def objective(
             Whether to compute in bfloat16 where safe.
         compile:
             Whether to compile the network first.
+        checkpoints:
+            Where trainings are kept, to go on after a crash or from another trial's weights: a
+            directory, a URL or a ``CheckpointStore``.
+        interval:
+            Epochs to train beyond those of the trial's parent, instead of ``epochs`` in total.
 
     Returns:
         The accuracy on 2,000 validation points; NaN if the training diverged or ran out of memory.
@@ -94,6 +102,8 @@ def objective(
         seed=seed,
         amp=amp,
         compile=compile,
+        checkpoints=checkpoints,
+        interval=interval,
     )
 
 

@@ -31,8 +31,9 @@ from objectives.space import suggest
 if TYPE_CHECKING:
     import torch
 
+    from objectives.checkpoints import Checkpoints
     from objectives.data import Data
-    from objectives.training import Evaluation
+    from objectives.runs import Evaluation
     from objectives.training import Recipe
     from objectives.training import Task
 
@@ -75,6 +76,8 @@ def objective(
     seed: int = 1,
     amp: bool = False,
     compile: bool = False,
+    checkpoints: Checkpoints = None,
+    interval: int | None = None,
 ) -> float:
     """Train a multilayer perceptron by gradient descent on pictures of cats and other things.
 
@@ -108,6 +111,11 @@ def objective(
             Must be false: the landscape is one of float64.
         compile:
             Whether to compile the network first.
+        checkpoints:
+            Where trainings are kept, to go on after a crash or from another trial's weights: a
+            directory, a URL or a ``CheckpointStore``.
+        interval:
+            Epochs to train beyond those of the trial's parent, instead of ``epochs`` in total.
 
     Returns:
         The accuracy; NaN if the training diverged or ran out of memory.
@@ -134,6 +142,8 @@ def objective(
         device=_float64_device(device),
         seed=seed,
         compile=compile,
+        checkpoints=checkpoints,
+        interval=interval,
     )
     if "best_epoch" in trial.user_attrs:
         trial.set_user_attr("iterations", _STEPS * trial.user_attrs["best_epoch"])
@@ -238,7 +248,7 @@ def train_curve(
         DataNotFoundError: If the files are not there; nobody may hand them out.
     """
     from objectives.data import load
-    from objectives.training import Run
+    from objectives.runs import Run
 
     if iterations % _STEPS:
         raise ValueError(f"iterations must be a multiple of {_STEPS}, but it is {iterations}.")

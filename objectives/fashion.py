@@ -20,6 +20,7 @@ from objectives.space import suggest
 if TYPE_CHECKING:
     import torch
 
+    from objectives.checkpoints import Checkpoints
     from objectives.training import Recipe
     from objectives.training import Task
 
@@ -46,6 +47,8 @@ def objective(
     seed: int = 0,
     amp: bool = False,
     compile: bool = False,
+    checkpoints: Checkpoints = None,
+    interval: int | None = None,
 ) -> float:
     """Train softmax regression by SGD on 50,000 images.
 
@@ -67,6 +70,11 @@ def objective(
             Whether to compute in bfloat16 where safe.
         compile:
             Whether to compile the network first.
+        checkpoints:
+            Where trainings are kept, to go on after a crash or from another trial's weights: a
+            directory, a URL or a ``CheckpointStore``.
+        interval:
+            Epochs to train beyond those of the trial's parent, instead of ``epochs`` in total.
 
     Returns:
         The error on 10,000 validation images; NaN if the training diverged or ran out of memory.
@@ -81,6 +89,8 @@ def objective(
         seed=seed,
         amp=amp,
         compile=compile,
+        checkpoints=checkpoints,
+        interval=interval,
     )
 
 

@@ -6,7 +6,9 @@ from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Mapping
 from collections.abc import Sequence
+from dataclasses import asdict
 from dataclasses import dataclass
+from dataclasses import field
 import logging
 import math
 import statistics
@@ -18,15 +20,18 @@ import optuna
 from optuna.trial import BaseTrial
 import torch
 from torch import nn
-from torch import Tensor
-from torch.nn import functional as F
 
+from objectives.checkpoints import Checkpoints
+from objectives.checkpoints import open_checkpoints
+from objectives.checkpoints import Unsaved
 from objectives.data import Data
-from objectives.nets import seeded
+from objectives.runs import Evaluation
+from objectives.runs import Run
+from optuna_ext.checkpoints import CheckpointStore
+from optuna_ext.checkpoints import Run as CheckpointRun
 
 
 _logger = logging.getLogger(__name__)
-_ROWS_AT_ONCE = 2048  # rows evaluated at once, which bounds the memory of the activations
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,21 +99,6 @@ class Task:
     best_of: Sequence[int] | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
-class Evaluation:
-    """How good a network is on some rows.
-
-    Args:
-        loss:
-            Mean cross-entropy in nats.
-        accuracy:
-            Share of the rows classified correctly, in ``[0, 1]``.
-    """
-
-    loss: float
-    accuracy: float
-
-
 def fit(
     trial: BaseTrial,
     task: Task,
@@ -118,6 +108,8 @@ def fit(
     seed: int = 0,
     amp: bool = False,
     compile: bool = False,
+    checkpoints: Checkpoints = None,
+    interval: int | None = None,
 ) -> float:
     """Train a network for a trial and measure it on the validation rows.
 
@@ -131,6 +123,10 @@ def fit(
     says why. The other user attributes are ``device``, ``n_parameters``, ``epochs`` (begun),
     ``train_seconds`` and, of the network that gives the value, ``train_loss``, ``valid_loss`` and
     ``test_accuracy`` or ``test_error``. No value depends on the test rows.
+
+    With ``checkpoints`` the training goes on from the trial's parent, or from where its worker
+    died, and is kept when it is paused, when it ends and now and then in between. On the CPU a
+    training that was interrupted ends with the same numbers as one that was not.
 
     Args:
         trial:
@@ -147,6 +143,11 @@ def fit(
             Whether the network computes in bfloat16 where torch holds that to be safe.
         compile:
             Whether to ``torch.compile`` the network first, which pays off in long trainings.
+        checkpoints:
+            Where to keep them: a directory, a URL, or a ``CheckpointStore``. ``None`` keeps none.
+        interval:
+            Epochs to train beyond those of the parent, instead of ``epochs`` in total; population
+            based training needs it.
 
     Returns:
         The metric on the validation rows after the last epoch, or the best one of the task's
@@ -154,14 +155,13 @@ def fit(
 
     Raises:
         optuna.TrialPruned: If the pruner ends the trial.
-        ValueError: If ``epochs`` is below 1, or below all of ``best_of``, or this machine has no
-            such device.
+        ValueError: If ``epochs`` or ``interval`` is below 1, or ``epochs`` below all of
+            ``best_of``, or there is ``interval`` without ``checkpoints`` or with ``best_of``, or
+            this machine has no such device.
+        CheckpointError: If a checkpoint cannot be used or written.
     """
-    if epochs < 1:
-        raise ValueError(f"epochs must be at least 1, but it is {epochs}.")
+    _check(epochs, interval=interval, checkpoints=checkpoints, best_of=task.best_of)
     recipe = task.recipe(task.hyperparameters(trial))
-    epochs = min(epochs, recipe.max_epochs or epochs)
-    best_of = _up_to(epochs, task.best_of)
     where = resolve_device(device)
     trial.set_user_attr("device", str(where))
     runs: list[Run] = []
@@ -170,7 +170,11 @@ def fit(
             Run(recipe, part, device=where, seed=seed, amp=amp, compile=compile)
             for part in task.data(where)
         )
-        return _train(trial, runs, epochs=epochs, best_of=best_of, metric=task.metric)
+        store = None if checkpoints is None else open_checkpoints(checkpoints)
+        training = _Training(trial, runs, store, metric=task.metric)
+        last = epochs if interval is None else training.run.step + interval
+        last = min(last, recipe.max_epochs or last)
+        return training.train(last, best_of=_up_to(last, task.best_of))
     except _DivergedError as error:
         reason = str(error)
     except (RuntimeError, MemoryError) as error:
@@ -183,6 +187,22 @@ def fit(
     trial.set_user_attr("reason", reason)
     _logger.warning("Trial %d fails: %s", trial.number, reason)
     return math.nan
+
+
+def _check(
+    epochs: int,
+    *,
+    interval: int | None,
+    checkpoints: Checkpoints,
+    best_of: Sequence[int] | None,
+) -> None:
+    for name, value in {"epochs": epochs, "interval": interval}.items():
+        if value is not None and value < 1:
+            raise ValueError(f"{name} must be at least 1, but it is {value}.")
+    if interval is not None and checkpoints is None:
+        raise ValueError("interval needs checkpoints, from which trials go on.")
+    if interval is not None and best_of is not None:
+        raise ValueError("interval must be None where the best of some epochs is the value.")
 
 
 def _up_to(epochs: int, best_of: Sequence[int] | None) -> Sequence[int] | None:
@@ -198,153 +218,104 @@ class _DivergedError(Exception):
     """The loss is no longer finite."""
 
 
-def _train(
-    trial: BaseTrial,
-    runs: Sequence[Run],
-    *,
-    epochs: int,
-    best_of: Sequence[int] | None,
-    metric: Literal["accuracy", "error"],
-) -> float:
-    trial.set_user_attr("n_parameters", runs[0].n_parameters)
-    prunable = not (isinstance(trial, optuna.Trial) and len(trial.study.directions) > 1)
-    reported = best_of or range(1, epochs + 1)
-    candidates = best_of or (epochs,)
-    best = Evaluation(loss=math.inf, accuracy=-math.inf)
-    notes: dict[str, float] = {}
-    started = time.perf_counter()
-    epoch = 0
-    try:
-        for epoch in range(1, reported[-1] + 1):
-            train_loss = statistics.fmean(run.train_epoch() for run in runs)
-            valid = _mean([run.evaluate("valid") for run in runs])
-            if not math.isfinite(train_loss + valid.loss):
-                raise _DivergedError(
-                    f"diverged in epoch {epoch}: the training loss is {train_loss} and the "
-                    f"validation loss {valid.loss}."
-                )
-            if prunable and epoch in reported:
-                trial.report(_value(valid, metric), epoch)
-                if epoch < reported[-1] and trial.should_prune():
-                    raise optuna.TrialPruned(f"Pruned after epoch {epoch} of {reported[-1]}.")
-            if epoch in candidates and valid.accuracy > best.accuracy:
-                best = valid
-                notes = {"best_epoch": epoch} if best_of else {}
-                notes |= _notes(runs, train_loss, valid, metric)
-    finally:
-        trial.set_user_attr("epochs", epoch)
-        trial.set_user_attr("train_seconds", round(time.perf_counter() - started, 3))
-    for name, note in notes.items():
-        trial.set_user_attr(name, note)
-    return _value(best, metric)
+@dataclass
+class _Progress:
+    """How far a training is, beside its weights; checkpoints hold it, too."""
+
+    train_loss: float = math.nan
+    valid: Evaluation = Evaluation(loss=math.inf, accuracy=-math.inf)
+    best: Evaluation = Evaluation(loss=math.inf, accuracy=-math.inf)
+    notes: dict[str, float] = field(default_factory=dict)
+
+    def state_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.train_loss, self.notes = state["train_loss"], state["notes"]
+        self.valid, self.best = Evaluation(**state["valid"]), Evaluation(**state["best"])
 
 
-def _notes(
-    runs: Sequence[Run],
-    train_loss: float,
-    valid: Evaluation,
-    metric: Literal["accuracy", "error"],
-) -> dict[str, float]:
-    test = _mean([run.evaluate("test") for run in runs])
-    return {
-        "train_loss": train_loss,
-        "valid_loss": valid.loss,
-        f"test_{metric}": _value(test, metric),
-    }
-
-
-class Run:
-    """A network in training on one data set.
-
-    Args:
-        recipe:
-            What to train.
-        data:
-            The data, on ``device``.
-        device:
-            Where to train.
-        seed:
-            As for :func:`fit`.
-        amp:
-            As for :func:`fit`.
-        compile:
-            As for :func:`fit`.
-    """
+class _Training:
+    """The training of one trial, from where it stands to where it ends."""
 
     def __init__(
         self,
-        recipe: Recipe,
-        data: Data,
+        trial: BaseTrial,
+        runs: Sequence[Run],
+        store: CheckpointStore | None,
         *,
-        device: torch.device,
-        seed: int = 0,
-        amp: bool = False,
-        compile: bool = False,
+        metric: Literal["accuracy", "error"],
     ) -> None:
-        self.data = data
-        self.recipe = recipe
-        self.generator = torch.Generator(device).manual_seed(seed)
-        with seeded(seed):  # on the CPU: equal first weights on every device
-            self.model = recipe.model(self.generator)
-        self.model.to(device)
-        self.optimizer = recipe.optimizer(self.model.parameters())
-        self.forward = torch.compile(self.model) if compile else self.model
-        self.autocast = torch.autocast(device.type, dtype=torch.bfloat16, enabled=amp)
+        self.trial = trial
+        self.runs = runs
+        self.metric = metric
+        self.progress = _Progress()
+        things: dict[str, Any] = {"progress": self.progress}
+        for i, run in enumerate(runs):
+            things |= {f"{name}_{i}" if i else name: thing for name, thing in run.things().items()}
+        self.run: Unsaved | CheckpointRun = (
+            Unsaved() if store is None else store.resume(trial, **things)
+        )
+        trial.set_user_attr("n_parameters", runs[0].n_parameters)
 
-    @property
-    def n_parameters(self) -> int:
-        """The number of weights and biases."""
-        return self.recipe.n_parameters or sum(p.numel() for p in self.model.parameters())
+    def train(self, last: int, *, best_of: Sequence[int] | None) -> float:
+        """Train up to an epoch, or the last of ``best_of``; return the value."""
+        started = time.perf_counter()
+        last = best_of[-1] if best_of else last
+        prunable = not (
+            isinstance(self.trial, optuna.Trial) and len(self.trial.study.directions) > 1
+        )
+        epoch = self.run.step
+        try:
+            if prunable and self.run.origin == self.trial.number and epoch < last:
+                self._pause_if_told(epoch, last)  # its worker died between saving and pausing
+            for epoch in range(self.run.step + 1, last + 1):
+                self._train_epoch(epoch)
+                if best_of and epoch in best_of:
+                    self._note_if_best(epoch)
+                if prunable and epoch in (best_of or (epoch,)):
+                    self.trial.report(_value(self.progress.valid, self.metric), epoch)
+                    if epoch < last:
+                        self._pause_if_told(epoch, last)
+                if epoch < last:
+                    self.run.autosave(epoch)
+            if epoch > self.run.step:
+                self.run.save(epoch)
+        finally:
+            self.run = Unsaved()  # likewise: it holds the networks
+            self.trial.set_user_attr("epochs", epoch)
+            self.trial.set_user_attr("train_seconds", round(time.perf_counter() - started, 3))
+        for name, note in (self.progress.notes if best_of else self._notes()).items():
+            self.trial.set_user_attr(name, note)
+        return _value(self.progress.best if best_of else self.progress.valid, self.metric)
 
-    def train_epoch(self) -> float:
-        """Go through the training rows; return the mean loss of the steps."""
-        self.model.train()
-        total = self.data.train_x.new_zeros(())
-        steps = 0
-        for _ in range(self.recipe.passes_per_epoch):
-            for x, y in self._batches():
-                self.optimizer.zero_grad()
-                with self.autocast:
-                    loss = _loss(self.forward(x), y)
-                loss.backward()  # type: ignore[no-untyped-call]
-                self.optimizer.step()
-                total += loss.detach()
-                steps += 1
-        return total.item() / steps
+    def _train_epoch(self, epoch: int) -> None:
+        progress = self.progress
+        progress.train_loss = statistics.fmean(run.train_epoch() for run in self.runs)
+        progress.valid = _mean([run.evaluate("valid") for run in self.runs])
+        if not math.isfinite(progress.train_loss + progress.valid.loss):
+            raise _DivergedError(
+                f"diverged in epoch {epoch}: the training loss is {progress.train_loss} and the "
+                f"validation loss {progress.valid.loss}."
+            )
 
-    def _batches(self) -> Iterable[tuple[Tensor, Tensor]]:
-        """Split the rows, in a new order; they are on the device, so nothing is copied to it."""
-        x, y = self.data.train_x, self.data.train_y
-        if self.recipe.batch_size is None or self.recipe.batch_size >= len(x):
-            yield x, y
-            return
-        order = torch.randperm(len(x), generator=self.generator, device=x.device)
-        for rows in torch.split(order, self.recipe.batch_size):
-            yield x[rows], y[rows]
+    def _note_if_best(self, epoch: int) -> None:
+        if self.progress.valid.accuracy > self.progress.best.accuracy:
+            self.progress.best = self.progress.valid
+            self.progress.notes = {"best_epoch": epoch, **self._notes()}
 
-    @torch.no_grad()
-    def evaluate(self, part: Literal["train", "valid", "test"]) -> Evaluation:
-        """Measure the network; every row weighs the same, however the rows are split."""
-        self.model.eval()
-        x, y = getattr(self.data, f"{part}_x"), getattr(self.data, f"{part}_y")
-        loss = x.new_zeros(())
-        correct = y.new_zeros(())
-        for rows, classes in zip(x.split(_ROWS_AT_ONCE), y.split(_ROWS_AT_ONCE), strict=True):
-            with self.autocast:
-                outputs = self.forward(rows)
-                loss += _loss(outputs, classes) * len(rows)
-            correct += (_classes(outputs) == classes).sum()
-        return Evaluation(loss=loss.item() / len(x), accuracy=correct.item() / len(x))
+    def _pause_if_told(self, epoch: int, last: int) -> None:
+        if self.trial.should_prune():
+            self.run.save(epoch)
+            raise optuna.TrialPruned(f"Pruned after epoch {epoch} of {last}.")
 
-
-def _loss(outputs: Tensor, y: Tensor) -> Tensor:
-    if outputs.shape[1] == 1:  # the log-odds of class 1
-        return F.binary_cross_entropy_with_logits(outputs[:, 0], y.to(outputs.dtype))
-    return F.cross_entropy(outputs, y)
-
-
-def _classes(outputs: Tensor) -> Tensor:
-    return (outputs[:, 0] > 0).long() if outputs.shape[1] == 1 else outputs.argmax(1)
+    def _notes(self) -> dict[str, float]:
+        test = _mean([run.evaluate("test") for run in self.runs])
+        return {
+            "train_loss": self.progress.train_loss,
+            "valid_loss": self.progress.valid.loss,
+            f"test_{self.metric}": _value(test, self.metric),
+        }
 
 
 def _mean(evaluations: Sequence[Evaluation]) -> Evaluation:

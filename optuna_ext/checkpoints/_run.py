@@ -35,6 +35,9 @@ class Run:
         step:
             The step after which the training stands: 0 for a newborn, else that of the checkpoint
             it goes on from or wrote last. Steps count along the whole lineage.
+        origin:
+            The number of the trial whose checkpoint it goes on from: its parent's, or its own
+            after its worker died; ``None`` for a newborn.
     """
 
     def __init__(
@@ -45,6 +48,7 @@ class Run:
         autosave: float,
     ) -> None:
         self.step = 0
+        self.origin: int | None = None
         self._things = things
         self._keep = keep
         self._autosave = autosave
@@ -95,8 +99,9 @@ class Run:
         age = time.monotonic() - self._saved_at
         return self.save(step) if age >= max(self._autosave, self._cost / _SHARE) else None
 
-    def restore(self, content: Mapping[str, Any]) -> None:
+    def restore(self, content: Mapping[str, Any], *, origin: int) -> None:
         """Go on from the content of a checkpoint, with this trial's hyperparameters."""
         self._things.restore(content["things"], content["own"])
         set_random_state(content["random"], self._things.devices())
         self.step = content["step"]
+        self.origin = origin

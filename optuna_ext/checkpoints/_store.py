@@ -367,7 +367,7 @@ def _candidates(
 def _restore(target: Run | Things, content: Mapping[str, Any], number: int) -> None:
     try:
         if isinstance(target, Run):
-            target.restore(content)
+            target.restore(content, origin=number)
         else:
             target.restore(content["things"], None)
     except CheckpointError as error:

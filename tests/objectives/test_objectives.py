@@ -43,7 +43,7 @@ def test_defaults_lie_in_the_space(module: ModuleType) -> None:
 @each
 def test_the_shared_options_have_the_shared_names(module: ModuleType) -> None:
     parameters = inspect.signature(module.objective).parameters
-    shared = {"epochs", "device", "data_dir", "seed", "amp", "compile"}
+    shared = {"epochs", "device", "data_dir", "seed", "amp", "compile", "checkpoints", "interval"}
     assert shared < set(parameters)
     keyword_only = [p for p in parameters.values() if p.kind is p.KEYWORD_ONLY]
     assert len(keyword_only) == len(parameters) - 1  # all but the trial

@@ -21,13 +21,14 @@ from torch.nn import functional as F
 from torch.optim import SGD
 
 from objectives import nets
+from objectives import runs
 from objectives import training
 from objectives.data import Data
 from objectives.data import load
+from objectives.runs import Run
 from objectives.training import fit
 from objectives.training import Recipe
 from objectives.training import resolve_device
-from objectives.training import Run
 from objectives.training import Task
 
 
@@ -159,7 +160,7 @@ def test_an_epoch_shows_every_row_once() -> None:
 def test_evaluation_weighs_every_row_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     run = Run(recipe(), load("digits"), device=torch.device("cpu"))
     whole = run.evaluate("valid")
-    monkeypatch.setattr(training, "_ROWS_AT_ONCE", 7)  # 300 = 42 * 7 + 6
+    monkeypatch.setattr(runs, "_ROWS_AT_ONCE", 7)  # 300 = 42 * 7 + 6
     split = run.evaluate("valid")
     assert split.accuracy == whole.accuracy
     assert split.loss == pytest.approx(whole.loss, rel=1e-5)
