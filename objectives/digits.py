@@ -39,6 +39,9 @@ SPACE: dict[str, BaseDistribution] = {
 }
 """Every parameter that can occur; ``units_i`` exists when ``n_layers > i``."""
 
+ARCHITECTURE = ("n_layers", "units_0", "units_1", "units_2", "activation")
+"""What stays with the weights when a trial goes on from another one's."""
+
 DIRECTION = "maximize"
 """The value is the accuracy on the validation digits."""
 

@@ -32,6 +32,9 @@ SPACE: dict[str, BaseDistribution] = {
 }
 """``channels`` of the first convolution, the second has twice as many; ``hidden`` dense units."""
 
+ARCHITECTURE = ("channels", "hidden")
+"""What stays with the weights when a trial goes on from another one's."""
+
 DIRECTION = "maximize"
 """The value is the accuracy on the validation images."""
 

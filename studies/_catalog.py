@@ -34,6 +34,7 @@ SAMPLERS = {
     "approximate-gradient": "optuna_ext.samplers:ApproximateGradientSampler",
     "evolutionary": "optuna_ext.samplers:EvolutionarySampler",
     "nelder-mead": "optuna_ext.samplers:NelderMeadSampler",
+    "pbt": "optuna_ext.samplers:PopulationBasedTrainingSampler",
     "particle-swarm": "optuna_ext.samplers:ParticleSwarmSampler",
     "warmup": "optuna_ext.samplers:WarmupSampler",
     "random": "optuna.samplers:RandomSampler",
@@ -69,6 +70,7 @@ _NESTED_SAMPLERS = {
     "startup_sampler",
     "base_sampler",
     "independent_sampler",
+    "initial_population",
 }
 _NESTED_PRUNERS = {"wrapped_pruner"}
 

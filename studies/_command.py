@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from collections.abc import Collection
 from collections.abc import Mapping
 from collections.abc import Sequence
 import contextlib
@@ -96,6 +97,7 @@ def as_main(
     *,
     name: str,
     about: str | None = None,
+    without: Collection[str] = (),
 ) -> Main:
     """Return a ``main(argv)`` that reads ``parameters`` and the shared flags.
 
@@ -104,12 +106,14 @@ def as_main(
         parameters: The command's own parameters, as typer reads them.
         name: Of the study's module.
         about: What the help says that it optimizes; its name by default.
+        without: Shared flags that make no sense there.
     """
 
     def callback(**values: Any) -> int:
         return command(**values)
 
-    signature = inspect.Signature([*parameters, *option_parameters()])
+    shared = [p for p in option_parameters() if p.name not in without]
+    signature = inspect.Signature([*parameters, *shared])
     callback.__signature__ = signature  # type: ignore[attr-defined]
     app = typer.Typer(add_completion=False, rich_markup_mode="rich")
     about = f"Run a study of {about or name}; the same command goes on with it."
@@ -149,7 +153,7 @@ def run_plan(plan: Plan, *, as_json: bool) -> int:
             if progress.n_before >= job.trials:
                 progress.say(
                     f"study {job.study!r} has its {job.trials} trials already: give it more with "
-                    "--trials, or start another one with --study"
+                    f"{plan.more}, or start another one with --study"
                 )
             _run(plan, job, interrupt=interrupt, progress=progress, tickets=tickets)
         summary = summarize(study, location=job.storage)

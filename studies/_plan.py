@@ -48,6 +48,7 @@ class Plan:
         points: Parameters to try first.
         timeout: Seconds after which no trial starts, if at all.
         figure: Where to save the figure, if at all.
+        more: The flag that gives a study more trials.
     """
 
     job: Job
@@ -56,6 +57,7 @@ class Plan:
     points: Sequence[dict[str, Any]]
     timeout: float | None
     figure: Path | None
+    more: str = "--trials"
 
 
 def make_plan(

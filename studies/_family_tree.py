@@ -1,0 +1,222 @@
+"""A population in one figure: who took over whose weights, and the schedules that came of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+import math
+from typing import Any
+
+from optuna.distributions import CategoricalDistribution
+from optuna.distributions import FloatDistribution
+from optuna.distributions import IntDistribution
+from optuna.study import Study
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial
+from optuna.trial import TrialState
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from optuna_ext.lineage import parent_of
+from optuna_ext.lineage import schedule
+from optuna_ext.schedule import Schedule
+
+
+_MAX_PANELS = 6  # hyperparameters drawn
+_STAYED, _COPIED, _BEST = "#c8c8c8", "#E69F00", "#000000"
+_TREE_HEIGHT, _PANEL_HEIGHT = 420, 170  # pixels
+
+
+def family_tree(study: Study) -> go.Figure:
+    """Draw the members of a population over its training steps.
+
+    Above, every trial is a point where its interval ends, colored by its value; a line leads from
+    its parent. Below are the schedules of the last generation's members, that of the best in
+    black.
+
+    Args:
+        study: A study of population-based training, with at least one finished trial.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    trials = study.get_trials(deepcopy=False)
+    members = {t.number: t for t in trials if "member" in t.user_attrs and t.state.is_finished()}
+    if not members:
+        raise ValueError(f"study {study.study_name!r} has no finished member of a population.")
+    final = _last_generation(list(members.values()))
+    best = _best(final, study.direction)
+    names = _drawn_names(list(members.values()))
+    figure = make_subplots(
+        rows=1 + len(names),
+        cols=1,
+        shared_xaxes=True,
+        vertical_spacing=0.03,
+        row_heights=[_TREE_HEIGHT, *[_PANEL_HEIGHT] * len(names)],
+    )
+    _draw_tree(figure, members, best)
+    _draw_schedules(figure, study, final, best, names)
+    figure.update_xaxes(title="training steps", row=1 + len(names), col=1)
+    figure.update_layout(
+        template="plotly_white",
+        title=f"{study.study_name}: {len(members)} intervals",
+        height=_TREE_HEIGHT + _PANEL_HEIGHT * len(names),
+        hovermode="closest",
+        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 1, "xanchor": "right"},
+    )
+    return figure
+
+
+def _draw_tree(
+    figure: go.Figure, members: dict[int, FrozenTrial], best: FrozenTrial | None
+) -> None:
+    ancestors = _ancestors(members, best)
+    families: dict[str, list[tuple[FrozenTrial, FrozenTrial]]] = {
+        "goes on": [],
+        "takes over another's weights": [],
+        "lineage of the best": [],
+    }
+    for trial in members.values():
+        parent = members.get(-1 if (number := parent_of(trial)) is None else number)
+        if parent is None:
+            continue
+        if trial.number in ancestors:
+            families["lineage of the best"].append((parent, trial))
+        elif parent.user_attrs["member"] == trial.user_attrs["member"]:
+            families["goes on"].append((parent, trial))
+        else:
+            families["takes over another's weights"].append((parent, trial))
+    styles = zip(families.items(), (_STAYED, _COPIED, _BEST), (1, 1.5, 3), strict=True)
+    for (name, pairs), color, width in styles:
+        figure.add_scatter(
+            x=[x for pair in pairs for x in (*map(_step, pair), None)],
+            y=[y for pair in pairs for y in (*(t.user_attrs["member"] for t in pair), None)],
+            mode="lines",
+            line={"color": color, "width": width},
+            name=name,
+            hoverinfo="skip",
+            row=1,
+            col=1,
+        )
+    trials = list(members.values())
+    figure.add_scatter(
+        x=[_step(trial) for trial in trials],
+        y=[trial.user_attrs["member"] for trial in trials],
+        mode="markers",
+        marker={
+            "color": [_value(trial) for trial in trials],
+            "colorscale": "Viridis",
+            "size": 9,
+            "symbol": ["x" if _value(trial) is None else "circle" for trial in trials],
+            "colorbar": {"title": "value", "thickness": 12, "len": 0.5, "y": 0.75},
+        },
+        text=[_about(trial) for trial in trials],
+        hovertemplate="%{text}<extra></extra>",
+        showlegend=False,
+        row=1,
+        col=1,
+    )
+    figure.update_yaxes(title="member", row=1, col=1)
+
+
+def _draw_schedules(
+    figure: go.Figure,
+    study: Study,
+    final: Sequence[FrozenTrial],
+    best: FrozenTrial | None,
+    names: Sequence[str],
+) -> None:
+    for trial in sorted(final, key=lambda t: t is best):  # the best on top
+        if not trial.last_step:
+            continue
+        followed = schedule(study, trial)
+        color, width = (_BEST, 3) if trial is best else (_STAYED, 1)
+        for row, name in enumerate(names, start=2):
+            x, y = _stairs(followed, name)
+            figure.add_scatter(
+                x=x,
+                y=y,
+                mode="lines",
+                line={"color": color, "width": width, "shape": "hv"},
+                text=f"trial {trial.number}",
+                hovertemplate=f"trial {trial.number}: %{{y}} from step %{{x}}<extra></extra>",
+                showlegend=False,
+                row=row,
+                col=1,
+            )
+    for row, name in enumerate(names, start=2):
+        is_log = any(getattr(t.distributions.get(name), "log", False) for t in final)
+        figure.update_yaxes(title=name, type="log" if is_log else None, row=row, col=1)
+
+
+def _stairs(followed: Schedule, name: str) -> tuple[list[int], list[Any]]:
+    parts = [(steps, values[name]) for steps, values in followed if name in values]
+    if not parts:
+        return [], []
+    ends = parts[-1][0].stop - 1, parts[-1][1]
+    return [*(s.start - 1 for s, _ in parts), ends[0]], [*(v for _, v in parts), ends[1]]
+
+
+def _last_generation(members: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+    """Return the last finished interval of every member."""
+    last: dict[int, FrozenTrial] = {}
+    for trial in members:
+        member = trial.user_attrs["member"]
+        known = last.get(member)
+        if _value(trial) is not None and (
+            known is None or trial.user_attrs["generation"] >= known.user_attrs["generation"]
+        ):
+            last[member] = trial
+    return list(last.values())
+
+
+def _best(trials: Sequence[FrozenTrial], direction: StudyDirection) -> FrozenTrial | None:
+    sign = -1 if direction == StudyDirection.MAXIMIZE else 1
+    return min(trials, key=lambda t: sign * (_value(t) or 0.0), default=None)
+
+
+def _ancestors(members: dict[int, FrozenTrial], trial: FrozenTrial | None) -> set[int]:
+    found: set[int] = set()
+    while trial is not None and trial.number not in found:
+        found.add(trial.number)
+        parent = parent_of(trial)
+        trial = None if parent is None else members.get(parent)
+    return found
+
+
+def _drawn_names(members: Sequence[FrozenTrial]) -> list[str]:
+    """Return the parameters that differ, numbers first."""
+    values: dict[str, set[Any]] = {}
+    is_number: dict[str, bool] = {}
+    for trial in members:
+        for name, value in trial.params.items():
+            values.setdefault(name, set()).add(value)
+            kind = trial.distributions[name]
+            is_number[name] = isinstance(kind, FloatDistribution | IntDistribution)
+            if not isinstance(kind, FloatDistribution | IntDistribution | CategoricalDistribution):
+                del values[name]
+    names = [name for name, different in values.items() if len(different) > 1]
+    return sorted(names, key=lambda name: not is_number[name])[:_MAX_PANELS]
+
+
+def _step(trial: FrozenTrial) -> int:
+    """Return the step after which an interval ended; its generation, if it reported none."""
+    return trial.last_step or int(trial.user_attrs["generation"]) + 1
+
+
+def _value(trial: FrozenTrial) -> float | None:
+    reports = trial.intermediate_values
+    value = trial.value
+    if trial.state == TrialState.PRUNED and reports:
+        value = reports[max(reports)]
+    return value if value is not None and math.isfinite(value) else None
+
+
+def _about(trial: FrozenTrial) -> str:
+    value = _value(trial)
+    shown = trial.state.name.lower() if value is None else f"{value:.6g}"
+    attrs = trial.user_attrs
+    head = f"trial {trial.number}, member {attrs['member']}, generation {attrs['generation']}"
+    params = (
+        f"{n}={v:.4g}" if isinstance(v, float) else f"{n}={v}" for n, v in trial.params.items()
+    )
+    return "<br>".join([f"{head}: {shown}", f"parent: {parent_of(trial)}", *params])
