@@ -23,6 +23,7 @@ from optuna_ext.checkpoints._errors import UnusableError
 FORMAT = 1
 _IN_MEMORY = 1 << 28  # bytes; what is larger is prepared on the disk
 _CHUNK = 1 << 20
+_MAGIC = b"PK\x03\x04"  # a zip archive; what torch wrote before was a bare pickle
 _ARRAY = "optuna_ext:array"
 _NUMBERS = (bool, int, float, complex)
 _SIMPLE = (*_NUMBERS, type(None), str, bytes, torch.Size, torch.device, torch.dtype)
@@ -62,6 +63,9 @@ def load(stream: BinaryIO, *, size: int, sha256: str) -> dict[str, Any]:
             raise UnusableError(f"has {file.tell()} bytes instead of {size}")
         if digest.hexdigest() != sha256:
             raise UnusableError("was altered: its SHA-256 is another one")
+        file.seek(0)
+        if file.read(len(_MAGIC)) != _MAGIC:
+            raise UnusableError("is no checkpoint")
         file.seek(0)
         try:
             content = torch.load(file, map_location="cpu", weights_only=True)

@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
 import datetime
+import hashlib
+from io import BytesIO
 import logging
 import math
 import os
@@ -12,6 +14,7 @@ import re
 import time
 from typing import Any
 from typing import BinaryIO
+from typing import cast
 from typing import TYPE_CHECKING
 import uuid
 
@@ -300,7 +303,7 @@ class CheckpointStore:
         file, size, sha256 = _file.dump(content)
         with file:
             name = f"{start}-{sha256}.pt"
-            if not self._place.renew(name):
+            if not (self._place.renew(name) and self._is_whole(name, sha256)):
                 self._put(name, file, trial, step)
             checkpoint = Checkpoint(
                 artifact=name,
@@ -326,6 +329,13 @@ class CheckpointStore:
                 f"trial {trial.number} cannot keep a checkpoint of step {step} in {self._place}: "
                 f"{_reason(error)}; the one before it is unchanged."
             ) from error
+
+    def _is_whole(self, name: str, sha256: str) -> bool:
+        try:
+            with self._place.open(name) as stream:
+                return hashlib.file_digest(cast(BytesIO, stream), "sha256").hexdigest() == sha256
+        except (ArtifactNotFound, OSError):
+            return False
 
     def _read(self, checkpoint: Checkpoint) -> dict[str, Any]:
         try:
