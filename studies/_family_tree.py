@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from collections.abc import Mapping
 from collections.abc import Sequence
 import math
 from typing import Any
 
+import numpy as np
 from optuna.distributions import CategoricalDistribution
-from optuna.distributions import FloatDistribution
-from optuna.distributions import IntDistribution
 from optuna.study import Study
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial
@@ -45,7 +46,8 @@ def family_tree(study: Study) -> go.Figure:
         raise ValueError(f"study {study.study_name!r} has no finished member of a population.")
     final = _last_generation(list(members.values()))
     best = _best(final, study.direction)
-    names = _drawn_names(list(members.values()))
+    schedules = {t.number: schedule(study, t) for t in final if t.last_step}
+    names = _changing_names(schedules.values(), final)
     figure = make_subplots(
         rows=1 + len(names),
         cols=1,
@@ -53,8 +55,11 @@ def family_tree(study: Study) -> go.Figure:
         vertical_spacing=0.03,
         row_heights=[_TREE_HEIGHT, *[_PANEL_HEIGHT] * len(names)],
     )
-    _draw_tree(figure, members, best)
-    _draw_schedules(figure, study, final, best, names)
+    _draw_tree(figure, members, best, study.direction)
+    _draw_schedules(figure, schedules, best, names)
+    for row, name in enumerate(names, start=2):
+        is_log = any(getattr(t.distributions.get(name), "log", False) for t in final)
+        figure.update_yaxes(title=name, type="log" if is_log else None, row=row, col=1)
     figure.update_xaxes(title="training steps", row=1 + len(names), col=1)
     figure.update_layout(
         template="plotly_white",
@@ -67,7 +72,10 @@ def family_tree(study: Study) -> go.Figure:
 
 
 def _draw_tree(
-    figure: go.Figure, members: dict[int, FrozenTrial], best: FrozenTrial | None
+    figure: go.Figure,
+    members: dict[int, FrozenTrial],
+    best: FrozenTrial | None,
+    direction: StudyDirection,
 ) -> None:
     ancestors = _ancestors(members, best)
     families: dict[str, list[tuple[FrozenTrial, FrozenTrial]]] = {
@@ -98,13 +106,19 @@ def _draw_tree(
             col=1,
         )
     trials = list(members.values())
+    is_maximized = direction == StudyDirection.MAXIMIZE
+    known = [value for trial in trials if (value := _value(trial)) is not None]
+    # The worst quarter, which is the first generation mostly, shares one color.
+    low, high = np.quantile(known, (0.25, 1) if is_maximized else (0, 0.75)) if known else (0, 1)
     figure.add_scatter(
         x=[_step(trial) for trial in trials],
         y=[trial.user_attrs["member"] for trial in trials],
         mode="markers",
         marker={
             "color": [_value(trial) for trial in trials],
-            "colorscale": "Viridis",
+            "colorscale": "Viridis" if is_maximized else "Viridis_r",
+            "cmin": low,
+            "cmax": high,
             "size": 9,
             "symbol": ["x" if _value(trial) is None else "circle" for trial in trials],
             "colorbar": {"title": "value", "thickness": 12, "len": 0.5, "y": 0.75},
@@ -120,16 +134,13 @@ def _draw_tree(
 
 def _draw_schedules(
     figure: go.Figure,
-    study: Study,
-    final: Sequence[FrozenTrial],
+    schedules: Mapping[int, Schedule],
     best: FrozenTrial | None,
     names: Sequence[str],
 ) -> None:
-    for trial in sorted(final, key=lambda t: t is best):  # the best on top
-        if not trial.last_step:
-            continue
-        followed = schedule(study, trial)
-        color, width = (_BEST, 3) if trial is best else (_STAYED, 1)
+    own = None if best is None else best.number
+    for number, followed in sorted(schedules.items(), key=lambda item: item[0] == own):  # on top
+        color, width = (_BEST, 3) if number == own else (_STAYED, 1)
         for row, name in enumerate(names, start=2):
             x, y = _stairs(followed, name)
             figure.add_scatter(
@@ -137,15 +148,11 @@ def _draw_schedules(
                 y=y,
                 mode="lines",
                 line={"color": color, "width": width, "shape": "hv"},
-                text=f"trial {trial.number}",
-                hovertemplate=f"trial {trial.number}: %{{y}} from step %{{x}}<extra></extra>",
+                hovertemplate=f"trial {number}: %{{y}} after step %{{x}}<extra></extra>",
                 showlegend=False,
                 row=row,
                 col=1,
             )
-    for row, name in enumerate(names, start=2):
-        is_log = any(getattr(t.distributions.get(name), "log", False) for t in final)
-        figure.update_yaxes(title=name, type="log" if is_log else None, row=row, col=1)
 
 
 def _stairs(followed: Schedule, name: str) -> tuple[list[int], list[Any]]:
@@ -183,19 +190,17 @@ def _ancestors(members: dict[int, FrozenTrial], trial: FrozenTrial | None) -> se
     return found
 
 
-def _drawn_names(members: Sequence[FrozenTrial]) -> list[str]:
-    """Return the parameters that differ, numbers first."""
-    values: dict[str, set[Any]] = {}
-    is_number: dict[str, bool] = {}
-    for trial in members:
-        for name, value in trial.params.items():
-            values.setdefault(name, set()).add(value)
-            kind = trial.distributions[name]
-            is_number[name] = isinstance(kind, FloatDistribution | IntDistribution)
-            if not isinstance(kind, FloatDistribution | IntDistribution | CategoricalDistribution):
-                del values[name]
-    names = [name for name, different in values.items() if len(different) > 1]
-    return sorted(names, key=lambda name: not is_number[name])[:_MAX_PANELS]
+def _changing_names(schedules: Iterable[Schedule], final: Sequence[FrozenTrial]) -> list[str]:
+    """Return the parameters that somebody's weights had several values of, numbers first."""
+    values: dict[str, set[tuple[int, Any]]] = {}
+    for i, followed in enumerate(schedules):
+        for _, params in followed:
+            for name, value in params.items():
+                values.setdefault(name, set()).add((i, value))
+    distributions = {n: d for trial in final for n, d in trial.distributions.items()}
+    names = [n for n, pairs in values.items() if len(pairs) > len({i for i, _ in pairs})]
+    is_choice = {n: isinstance(distributions.get(n), CategoricalDistribution) for n in names}
+    return sorted(names, key=is_choice.__getitem__)[:_MAX_PANELS]
 
 
 def _step(trial: FrozenTrial) -> int:

@@ -92,7 +92,7 @@ def _command(
     options = take_options({**values, "trials": population * generations, "epochs": None})
     objective = find_objective(f"objectives.{target}:objective" if target in _OURS else target)
     arguments = parse_assignments("--arg", arg or [])
-    shape = tuple(architecture or getattr(_module(objective), "ARCHITECTURE", ()))
+    shape = list(architecture or []) or list(getattr(_module(objective), "ARCHITECTURE", []))
     given = {
         "population_size": population,
         "exploit": exploit.value,
@@ -173,7 +173,7 @@ def _population_size(trials: Sequence[FrozenTrial]) -> int | None:
     places = [t.user_attrs for t in trials if "member" in t.user_attrs]
     if not any(place["generation"] for place in places):
         return None
-    return max(place["member"] for place in places) + 1
+    return 1 + max(int(place["member"]) for place in places)
 
 
 _OWN = [
