@@ -73,10 +73,6 @@ class Bracket:
             for size, rung, start in zip(self.sizes, self.rungs, starts, strict=True)
         )
 
-    def next_rung(self, step: int) -> int | None:
-        """Return the first rung after ``step``; None at the end."""
-        return next((rung for rung in self.rungs if rung > step), None)
-
     def last_cut(self, step: int) -> int | None:
         """Return the last rung up to ``step`` at which trials are cut; None before the first."""
         return next((rung for rung in self.rungs[-2::-1] if rung <= step), None)
