@@ -1,9 +1,10 @@
-"""A storage that is out of reach for a while: a server restarts, a connection is dropped."""
+"""What does not work for a while: a server restarts, a connection is dropped, a disk is full."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from collections.abc import Iterator
+import errno
 import time
 
 from optuna.exceptions import StorageInternalError
@@ -18,7 +19,7 @@ _PAUSE = 0.5  # seconds between two attempts
 
 
 class Outage:
-    """Waits for the storage to come back, but not forever.
+    """Waits for the storage or the disk to work again, but not forever.
 
     Args:
         interrupt: Ends the wait.
@@ -29,7 +30,7 @@ class Outage:
         self._since: float | None = None
 
     def is_over(self) -> None:
-        """Note that the storage answers."""
+        """Note that all works."""
         self._since = None
 
     def wait(self, error: BaseException) -> None:
@@ -39,8 +40,8 @@ class Outage:
             error: What came of the last one.
 
         Raises:
-            UserError: If the storage has not answered for a minute.
-            BaseException: ``error``, if it is none of the storage's.
+            UserError: If that has lasted for a minute.
+            BaseException: ``error``, if it is none of these.
         """
         if not is_outage(error):
             raise error
@@ -48,8 +49,8 @@ class Outage:
         self._since = now if self._since is None else self._since
         if now - self._since > _PATIENCE:
             raise UserError(
-                f"the storage has been out of reach for {_PATIENCE:.0f} s: the same command goes "
-                f"on when it is back ({reason(error)})"
+                f"the storage or a disk has not worked for {_PATIENCE:.0f} s: the same command "
+                f"goes on when it does ({reason(error)})"
             ) from error
         if self._interrupt.signum is None:
             time.sleep(_PAUSE)
@@ -69,9 +70,11 @@ def tolerant(action: Callable[[], None]) -> Callable[[], None]:
 
 
 def is_outage(error: BaseException) -> bool:
-    """Whether an error says that the storage does not work at the moment."""
+    """Whether an error says that the storage does not work at the moment, or a disk is full."""
     return any(
-        isinstance(e, StorageInternalError | DBAPIError) or type(e).__module__.startswith("grpc")
+        isinstance(e, StorageInternalError | DBAPIError)
+        or type(e).__module__.startswith("grpc")
+        or (isinstance(e, OSError) and e.errno in (errno.ENOSPC, errno.EDQUOT))
         for e in _chain(error)
     )
 

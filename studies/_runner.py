@@ -108,6 +108,7 @@ def _until_done(
         finally:
             tolerant(tickets.give_back)()
             tickets.ended()
+    tolerant(tickets.fail_orphans)()  # as long as its checkpoint is wanted, nobody deletes it
 
 
 class _OutageError(BaseException):

@@ -11,7 +11,8 @@ Every trial names its process in the user attribute ``process``. A running trial
 dead was cut short by a kill or a power cut: it becomes a failed one. Whether a process of another
 machine is dead is told by the trial's heartbeat. Running trials of other programs are left alone.
 
-A trial that was cut short, be it so or by Ctrl-C, is enqueued again if it has retries left.
+A trial that was cut short, be it so, by Ctrl-C or by a full disk, is enqueued again if it has
+retries left.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ from studies._locks import study_lock
 
 INTERRUPTED = "interrupted"  # reasons of failures that are not the trial's own
 _KILLED = "its process was killed"
-_CUT_OFF = "its storage was out of reach"
+_CUT_OFF = "its storage or a disk did not work"
 
 _PROCESS = "process"
 _REASON = "reason"
@@ -115,10 +116,11 @@ class Tickets:
         self._current = None
 
     def give_back(self) -> None:
-        """Let the lock go if it is held for a trial that did not start."""
+        """Let the lock go if it is held for a trial that did not start, or got stuck there."""
         if self._starting:
             self._starting = False
             try:
+                self._take_care_of_orphans()
                 self._study.set_user_attr(_STARTING, None)
             finally:
                 self._lock.release()
@@ -201,7 +203,7 @@ class Tickets:
             return False
         if not self._retries or trial.number in superseded(trials):
             return False
-        is_innocent = reason == INTERRUPTED
+        is_innocent = reason != _KILLED
         return has_retries(trials, trial, math.inf if is_innocent else self._retries)
 
     def _write_to(self, number: int) -> Callable[[str, Any], None]:

