@@ -116,10 +116,6 @@ class Ladder:
             if child != of and self._trials[child].state != TrialState.FAIL
         ]
 
-    def others_running(self, number: int) -> bool:
-        """Return whether any other trial than this one is running."""
-        return any(n != number and self._trials[n].state == TrialState.RUNNING for n in self._open)
-
     def update(self, trials: Sequence[FrozenTrial]) -> None:
         """Take in the study's trials, a list in order of their numbers."""
         changed = [*self._open, *range(len(self._trials), len(trials))]

@@ -186,10 +186,7 @@ class PromotionSampler(BaseSampler):
                 break
             parent = climber.tip.number
             _host.set_trial_user_attr(study, trial, PARENT, parent)
-            # A worker that has not shown up yet will look for this claim after its own.
-            if not ladder.others_running(trial.number) or not self._read(study).rivals(
-                parent, of=trial.number
-            ):
+            if not self._read(study).rivals(parent, of=trial.number):
                 self._go_on(study, trial, climber)
                 return climber.tip
             taken.add(parent)
