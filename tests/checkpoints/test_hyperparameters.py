@@ -110,10 +110,10 @@ def test_the_next_step_is_that_of_the_new_hyperparameters(
     cls: type[Optimizer], old: dict[str, Any], new: dict[str, Any]
 ) -> None:
     def first(model: nn.Module) -> Optimizer:
-        return cls(model.parameters(), **old)  # type: ignore[arg-type]
+        return cls(model.parameters(), **old)
 
     def second(model: nn.Module) -> Optimizer:
-        return cls(model.parameters(), **new)  # type: ignore[arg-type]
+        return cls(model.parameters(), **new)
 
     options = {k: v for k, v in second(net()).param_groups[0].items() if k != "params"}
     for steps in ((4, 1), (4, 7)):

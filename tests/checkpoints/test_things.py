@@ -16,7 +16,6 @@ import torch
 from torch import nn
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
-from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from optuna_ext.checkpoints import CheckpointError
 from optuna_ext.checkpoints import CheckpointStore
@@ -32,8 +31,8 @@ def step(model: nn.Module, optimizer: torch.optim.Optimizer, *, device: str = "c
     x = torch.randn(16, 4, device=device)
     x = x * random.random() + float(np.random.random())  # noqa: NPY002
     optimizer.zero_grad()
-    loss = model(x).square().mean()
-    loss.backward()
+    loss: Tensor = model(x).square().mean()
+    loss.backward()  # type: ignore[no-untyped-call]
     optimizer.step()
     return loss.detach()
 
@@ -77,7 +76,7 @@ def test_a_continued_training_is_the_uninterrupted_one(device: str, tmp_path: Pa
     trial = FixedTrial({})
     model = net().to(device)
     optimizer = adam(model)
-    ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.9))
+    ema = AveragedModel(model, use_buffers=True)
     loader = Loader()
     generators: dict[str, Any] = {
         "shuffle": torch.Generator(device).manual_seed(1),
@@ -153,14 +152,14 @@ def test_from_an_accelerator_to_the_cpu_and_back(device: str, tmp_path: Path) ->
 def test_a_grad_scaler(tmp_path: Path) -> None:
     store = CheckpointStore(tmp_path)
     trial = FixedTrial({})
-    scaler = torch.amp.GradScaler("cpu", init_scale=8.0, growth_interval=1)  # type: ignore[attr-defined]
+    scaler = torch.amp.GradScaler("cpu", init_scale=8.0, growth_interval=1)
     parameter = nn.Parameter(torch.ones(1))
     optimizer = torch.optim.SGD([parameter], lr=0.1)
-    scaler.scale(parameter.sum()).backward()
+    scaler.scale(parameter.sum()).backward()  # type: ignore[no-untyped-call]
     scaler.step(optimizer)
     scaler.update()
     store.resume(trial, scaler=scaler).save(1)
-    other = torch.amp.GradScaler("cpu", init_scale=2.0)  # type: ignore[attr-defined]
+    other = torch.amp.GradScaler("cpu", init_scale=2.0)
     store.resume(trial, scaler=other)
     assert other.state_dict() == scaler.state_dict()
     assert other.get_scale() == 16.0
