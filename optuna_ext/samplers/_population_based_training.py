@@ -85,8 +85,10 @@ class PopulationBasedTrainingSampler(BaseSampler):
     storage: any worker can die, any can join, and a new process goes on where the last stopped.
 
     - A member whose trial failed, returned NaN or an infinity, or died with its worker takes over
-      the weights and, changed, the parameters of one of the best; this is logged. A pruned trial
-      counts with its last report.
+      the weights and, changed, the parameters of one of the best; this is logged.
+    - A pruned trial counts with its last report. Mind that the default pruner of a study prunes
+      whoever is below the median, if the objective asks it within an interval; the population
+      does that better, so ``pruner=optuna.pruners.NopPruner()`` is advisable.
     - Enqueued parameters win: the member whose turn it is goes on with them.
     - A retried trial (see :class:`~optuna.storages.RetryHeartbeatStaleTrialCallback`) repeats its
       own interval; no other member is shifted.
