@@ -137,15 +137,18 @@ class Ladder:
     def _link(self, number: int) -> None:
         """Note a trial's parent, which may change until the trial begins."""
         parent = parent_of(self._trials[number])
-        if parent is not None and not 0 <= parent < number:
-            parent = None
         known = self._parents.get(number)
         if parent == known:
             return
         if known is not None:
             del self._parents[number]
             self._children[known].remove(number)
-        if parent is not None:
+        # A slow worker's trial may go on from one with a higher number, but not from itself.
+        if (
+            parent is not None
+            and 0 <= parent < len(self._trials)
+            and self.root_of(parent) != number
+        ):
             self._parents[number] = parent
             self._children.setdefault(parent, []).append(number)
 

@@ -393,6 +393,31 @@ def test_the_ladder_is_the_same_read_at_once_or_step_by_step() -> None:
                 assert climber.tip.number == ladder.climbers[root].tip.number
 
 
+def test_a_slow_worker_takes_up_a_later_trial() -> None:
+    """Its trial was created before the parent was, but looks for one only now."""
+    pair = SuccessiveHalving(max_resource=9, base_sampler=RandomSampler(seed=0))
+    study = study_of(pair)
+    study.sampler = RandomSampler(seed=1)
+    slow = study.ask()
+    study.sampler = pair.sampler
+    training = Training(9)
+    study.optimize(training, n_trials=3)
+    pair.sampler.before_trial(study, slow._cached_frozen_trial)
+    parent = slow.user_attrs["parent"]
+    assert parent in (1, 2, 3)
+    study.optimize(training, n_trials=1)
+    assert study.trials[4].user_attrs.get("parent") is None
+    training.checkpoints[0] = 1
+    assert slow.suggest_float("x", 0, 1) == study.trials[parent].params["x"]
+    if slow.suggest_categorical("kind", ["plain", "shifted"]) == "shifted":
+        slow.suggest_float("shift", 0, 1)
+    for epoch in (2, 3):
+        slow.report(0.0, epoch)
+    study.tell(slow, state=TrialState.PRUNED)
+    study.optimize(training, n_trials=20)
+    check_lineages(study)
+
+
 def test_a_claim_gives_way_to_one_that_was_there_before() -> None:
     """Another worker claims the same parent between our look and our claim."""
     study = study_of(SuccessiveHalving(max_resource=9, base_sampler=RandomSampler(seed=0)))
