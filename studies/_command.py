@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from collections.abc import Collection
+from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
 import contextlib
 from dataclasses import fields
 from dataclasses import replace
+from functools import partial
 import inspect
 import re
 import sys
@@ -39,12 +41,15 @@ from studies._plan import open_study
 from studies._plan import Plan
 from studies._progress import failure_reason
 from studies._progress import StudyProgress
+from studies._ray import RayCluster
 from studies._report import print_summary
 from studies._report import save_figure
 from studies._report import summarize
 from studies._report import to_json
 from studies._runner import run_trials
 from studies._tickets import Tickets
+from studies._workers import Launched
+from studies._workers import LocalProcess
 from studies._workers import run_workers
 
 
@@ -181,17 +186,34 @@ def _run(
         job if device is None else replace(job, arguments={**job.arguments, "device": device})
         for device in plan.devices
     ]
-    if len(jobs) == 1:
+    if len(jobs) == 1 and plan.ray is None:
         run_trials(jobs[0], interrupt=interrupt, after_trial=progress.update)
-    else:
+        return
+    with _launcher(plan, n_workers=len(jobs), say=progress.say) as launch:
         run_workers(
             jobs,
+            launch=launch,
             interrupt=interrupt,
             say=progress.say,
             look=tolerant(progress.update),
             after_death=tolerant(tickets.fail_orphans),
             n_done=lambda: progress.n_done,
         )
+
+
+@contextlib.contextmanager
+def _launcher(
+    plan: Plan, *, n_workers: int, say: Callable[[str], None]
+) -> Iterator[Callable[[Job, str], Launched]]:
+    """Give what starts a worker, here or on a Ray cluster."""
+    if plan.ray is None:
+        yield partial(LocalProcess, n_workers=n_workers, say=say)
+        return
+    cluster = RayCluster(plan.ray, gpus=plan.gpus)
+    try:
+        yield cluster.launch
+    finally:
+        cluster.close()
 
 
 def take_options(values: dict[str, Any]) -> Options:

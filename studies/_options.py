@@ -75,6 +75,20 @@ class Options:
             panel="Run",
         ),
     ] = None
+    ray: Annotated[
+        str | None,
+        _option(
+            "Run the workers on a Ray cluster: auto, HOST:PORT or ray://HOST:PORT.", panel="Run"
+        ),
+    ] = None
+    gpus: Annotated[
+        float | None,
+        _option(
+            "GPUs of each worker on Ray, such as 0.5. (default: 1 with --device cuda, else 0)",
+            panel="Run",
+            least=0,
+        ),
+    ] = None
     retries: Annotated[
         int | None,
         _option(

@@ -45,6 +45,8 @@ class Plan:
         job: The study; the device is not in its arguments yet.
         objective: What the job optimizes.
         devices: One per process; ``None`` if the objective does not take one.
+        ray: Address of the Ray cluster to run on, if any.
+        gpus: GPUs of each process there.
         points: Parameters to try first.
         timeout: Seconds after which no trial starts, if at all.
         figure: Where to save the figure, if at all.
@@ -54,6 +56,8 @@ class Plan:
     job: Job
     objective: Objective
     devices: Sequence[str | None]
+    ray: str | None
+    gpus: float
     points: Sequence[dict[str, Any]]
     timeout: float | None
     figure: Path | None
@@ -114,6 +118,8 @@ def make_plan(
         job=job,
         objective=objective,
         devices=devices,
+        ray=options.ray,
+        gpus=_gpus(options),
         points=points,
         timeout=options.timeout,
         figure=figure,
@@ -202,6 +208,14 @@ def _devices(options: Options, objective: Objective) -> list[str | None]:
         if options.device is not None:
             raise UserError(f"objective {objective.name!r} has no argument 'device' for --device")
         return [None] * (options.workers or 1)
+    if options.ray is not None:
+        if options.device not in (None, "auto", "cpu", "cuda"):
+            raise UserError(
+                f"--device must be cpu or cuda with --ray, which gives each worker its GPU, not "
+                f"{options.device!r}"
+            )
+        device = options.device or ("cuda" if _gpus(options) else "cpu")
+        return [device] * (options.workers or 1)
     if options.device is None and (options.workers or 1) == 1:
         return [None]
     devices = [d.strip() for d in (options.device or "all").split(",")]
@@ -218,6 +232,14 @@ def _devices(options: Options, objective: Objective) -> list[str | None]:
         raise UserError(f"--device: {error}") from error
     n_workers = options.workers or len(devices)
     return [devices[i % len(devices)] for i in range(n_workers)]
+
+
+def _gpus(options: Options) -> float:
+    if options.gpus is None:
+        return 1.0 if options.ray is not None and options.device == "cuda" else 0.0
+    if options.ray is None:
+        raise UserError("--gpus is what Ray gives to each worker: name its cluster with --ray")
+    return options.gpus
 
 
 def _points(options: Options, objective: Objective) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""Several processes on one study: started, watched, started again, ended."""
+"""Several workers on one study: started, watched, started again, ended."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+from typing import Protocol
 
 from studies._interrupt import Interrupt
 from studies._job import Job
@@ -23,28 +24,45 @@ _LOOK_EVERY = 0.2  # seconds
 _PATIENCE = 30.0  # seconds until a worker that does not stop is killed
 
 
+class Launched(Protocol):
+    """A worker that was started, wherever."""
+
+    def end(self) -> str | None:
+        """Return how it ended: ``""`` for well, None while it runs."""
+
+    def stop(self) -> None:
+        """Ask it to end in order."""
+
+    def close(self, deadline: float) -> None:
+        """Wait for its end, at most until ``deadline`` in monotonic seconds, or kill it."""
+
+
 def run_workers(
     jobs: Sequence[Job],
     *,
+    launch: Callable[[Job, str], Launched],
     interrupt: Interrupt,
     say: Callable[[str], None],
     look: Callable[[], None],
     after_death: Callable[[], None],
     n_done: Callable[[], int],
 ) -> None:
-    """Run one process per job until all are done.
+    """Run one worker per job until all are done.
 
-    A process that dies is started again, but not without end if no trial comes to its end.
+    One that dies is started again, but not without end if no trial comes to its end.
 
     Args:
         jobs: What to run; they differ in their device and their random numbers.
+        launch: Starts a worker, given its job and its name.
         interrupt: Listens for signals.
         say: Prints a line.
         look: Called several times a second.
-        after_death: Called when a process has died, before its successor starts.
+        after_death: Called when a worker has died, before its successor starts.
         n_done: Tells how many trials have come to their end.
     """
-    workers = [_Worker(i, job, n_workers=len(jobs), say=say) for i, job in enumerate(jobs)]
+    workers = [
+        _Worker(i, job, n_workers=len(jobs), launch=launch, say=say) for i, job in enumerate(jobs)
+    ]
     try:
         for worker in workers:
             worker.start()
@@ -69,73 +87,103 @@ def _end(workers: Sequence[_Worker]) -> None:
 
 
 class _Worker:
-    """A process that runs trials, and its successors."""
+    """A worker that runs trials, and its successors."""
 
     def __init__(
-        self, number: int, job: Job, *, n_workers: int, say: Callable[[str], None]
+        self,
+        number: int,
+        job: Job,
+        *,
+        n_workers: int,
+        launch: Callable[[Job, str], Launched],
+        say: Callable[[str], None],
     ) -> None:
+        self._name = f"worker {number}"
         self._number = number
         self._job = job
         self._n_workers = n_workers
+        self._launch = launch
         self._say = say
         self._n_starts = 0
         self._deaths_since = (0, 0)  # how often it died, since how many trials were done
         self._is_given_up = False
-        self._process: subprocess.Popen[str] | None = None
-        self._reader: threading.Thread | None = None
+        self._launched: Launched | None = None
 
     def start(self) -> None:
         # Every start draws other random numbers than those before it.
         stream = self._job.stream + self._number + self._n_starts * self._n_workers
         self._n_starts += 1
+        self._launched = self._launch(replace(self._job, stream=stream), self._name)
+
+    @property
+    def is_running(self) -> bool:
+        return self._launched is not None and self._launched.end() is None
+
+    def has_died(self) -> bool:
+        return self._launched is not None and bool(self._launched.end()) and not self._is_given_up
+
+    def restart(self, n_done: int) -> None:
+        end = self._launched.end() if self._launched else None
+        n_deaths, since = self._deaths_since
+        self._deaths_since = (n_deaths + 1 if n_done == since else 1, n_done)
+        if self._deaths_since[0] > _RESTARTS:
+            self._is_given_up = True
+            self._say(f"{self._name} {end} too often, and is not started again")
+        else:
+            self._say(f"{self._name} {end}: starting it again")
+            self.close(time.monotonic())
+            self.start()
+
+    def stop(self) -> None:
+        if self._launched is not None and self.is_running:
+            self._launched.stop()
+
+    def close(self, deadline: float) -> None:
+        if self._launched is not None:
+            self._launched.close(deadline)
+
+
+class LocalProcess:
+    """A worker in a process of this machine, as ``run_workers`` wants it.
+
+    Args:
+        job: What it runs.
+        name: What it is called.
+        n_workers: How many share the processor cores.
+        say: Prints a line.
+    """
+
+    def __init__(self, job: Job, name: str, *, n_workers: int, say: Callable[[str], None]) -> None:
+        self._name = name
+        self._say = say
         self._process = subprocess.Popen(
             [sys.executable, "-m", "studies._runner"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            env=_environment(self._n_workers),
+            env=_environment(n_workers),
             text=True,
             process_group=0,  # Ctrl-C is for the parent alone, who passes it on
         )
-        self._reader = threading.Thread(target=self._pass_on, args=(self._process,), daemon=True)
+        self._reader = threading.Thread(target=self._pass_on, daemon=True)
         self._reader.start()
         # The pipe stays open: its end tells the worker that its parent is gone.
         if self._process.stdin is not None:
-            with contextlib.suppress(BrokenPipeError):  # it died already, as has_died will tell
-                self._process.stdin.write(replace(self._job, stream=stream).to_json() + "\n")
+            with contextlib.suppress(BrokenPipeError):  # it died already, as its end will tell
+                self._process.stdin.write(job.to_json() + "\n")
                 self._process.stdin.flush()
 
-    @property
-    def is_running(self) -> bool:
-        return self._process is not None and self._process.poll() is None
-
-    def has_died(self) -> bool:
-        return (
-            self._process is not None
-            and self._process.poll() not in (None, 0)
-            and not self._is_given_up
-        )
-
-    def restart(self, n_done: int) -> None:
-        cause = _cause(self._process.returncode if self._process else 0)
-        n_deaths, since = self._deaths_since
-        self._deaths_since = (n_deaths + 1 if n_done == since else 1, n_done)
-        if self._deaths_since[0] > _RESTARTS:
-            self._is_given_up = True
-            self._say(f"worker {self._number} {cause} too often, and is not started again")
-        else:
-            self._say(f"worker {self._number} {cause}: starting it again")
-            self.close(time.monotonic())
-            self.start()
+    def end(self) -> str | None:
+        """Return how it ended: ``""`` for well, None while it runs."""
+        code = self._process.poll()
+        return None if code is None else _cause(code)
 
     def stop(self) -> None:
-        if self._process is not None and self._process.poll() is None:
-            self._process.send_signal(signal.SIGTERM)
+        """Ask it to end in order."""
+        self._process.send_signal(signal.SIGTERM)
 
     def close(self, deadline: float) -> None:
-        """Wait for the end of the process, at most until ``deadline`` in monotonic seconds."""
-        if self._process is None or self._reader is None:
-            return
+        """Wait for its end, at most until ``deadline`` in monotonic seconds, or kill it."""
         try:
             self._process.wait(timeout=max(0.0, deadline - time.monotonic()))
         except subprocess.TimeoutExpired:
@@ -147,12 +195,14 @@ class _Worker:
                 with contextlib.suppress(BrokenPipeError):
                     pipe.close()
 
-    def _pass_on(self, process: subprocess.Popen[str]) -> None:
-        for line in process.stdout or ():
-            self._say(f"worker {self._number}: {line.rstrip()}")
+    def _pass_on(self) -> None:
+        for line in self._process.stdout or ():
+            self._say(f"{self._name}: {line.rstrip()}")
 
 
 def _cause(code: int) -> str:
+    if code == 0:
+        return ""
     if code < 0:
         return f"was killed by {signal.Signals(-code).name}"
     return f"ended with code {code}"

@@ -95,6 +95,11 @@ def returns(trial, *, what):
     return {"pair": (1.0, 2.0), "nan": float("nan"), "None": None}.get(str(what), what)
 
 
+def on_a_gpu(trial, *, device="cpu"):
+    trial.set_user_attr("seen", [device, os.environ.get("CUDA_VISIBLE_DEVICES")])
+    return trial.suggest_float("x", 0.0, 1.0)
+
+
 async def waits(trial):
     return trial.suggest_float("x", 0.0, 1.0)
 
