@@ -15,12 +15,12 @@ from studies._job import connect
 from studies._plan import Plan
 
 
-def save_chart(plan: Plan, draw: Callable[[Study], go.Figure], *, name: str) -> str | None:
+def save_chart(plan: Plan, draw: Callable[[Study], go.Figure | None], *, name: str) -> str | None:
     """Draw a chart of a study that has run, for its dashboard and as a page.
 
     Args:
         plan: What has run; without a figure there is no page either.
-        draw: Draws it; may raise ValueError if there is nothing to draw yet.
+        draw: Draws it; returns None if there is nothing to draw yet.
         name: Of the dashboard's panel, and the end of the file's name.
 
     Returns:
@@ -29,9 +29,8 @@ def save_chart(plan: Plan, draw: Callable[[Study], go.Figure], *, name: str) -> 
     from optuna_dashboard import save_plotly_graph_object
 
     study = optuna.load_study(study_name=plan.job.study, storage=connect(plan.job.storage))
-    try:
-        chart = draw(study)
-    except ValueError:
+    chart = draw(study)
+    if chart is None:
         return None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)

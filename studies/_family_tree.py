@@ -23,11 +23,11 @@ from optuna_ext.schedule import Schedule
 
 
 _MAX_PANELS = 6  # hyperparameters drawn
-_STAYED, _COPIED, _BEST = "#c8c8c8", "#E69F00", "#000000"
+_STAYED, _COPIED, _BEST, _LOST = "#c8c8c8", "#E69F00", "#000000", "#D55E00"
 _TREE_HEIGHT, _PANEL_HEIGHT = 420, 170  # pixels
 
 
-def family_tree(study: Study) -> go.Figure:
+def family_tree(study: Study) -> go.Figure | None:
     """Draw the members of a population over its training steps.
 
     Above, every trial is a point where its interval ends, colored by its value; a line leads from
@@ -35,15 +35,15 @@ def family_tree(study: Study) -> go.Figure:
     black.
 
     Args:
-        study: A study of population-based training, with at least one finished trial.
+        study: A study of population-based training.
 
-    Raises:
-        ValueError: If there is none.
+    Returns:
+        The figure; None before the first interval is finished.
     """
     trials = study.get_trials(deepcopy=False)
     members = {t.number: t for t in trials if "member" in t.user_attrs and t.state.is_finished()}
     if not members:
-        raise ValueError(f"study {study.study_name!r} has no finished member of a population.")
+        return None
     final = _last_generation(list(members.values()))
     best = _best(final, study.direction)
     schedules = {t.number: schedule(study, t) for t in final if t.last_step}
@@ -105,31 +105,41 @@ def _draw_tree(
             row=1,
             col=1,
         )
-    trials = list(members.values())
-    is_maximized = direction == StudyDirection.MAXIMIZE
-    known = [value for trial in trials if (value := _value(trial)) is not None]
-    # The worst quarter, which is the first generation mostly, shares one color.
-    low, high = np.quantile(known, (0.25, 1) if is_maximized else (0, 0.75)) if known else (0, 1)
-    figure.add_scatter(
-        x=[_step(trial) for trial in trials],
-        y=[trial.user_attrs["member"] for trial in trials],
-        mode="markers",
-        marker={
-            "color": [_value(trial) for trial in trials],
-            "colorscale": "Viridis" if is_maximized else "Viridis_r",
-            "cmin": low,
-            "cmax": high,
-            "size": 9,
-            "symbol": ["x" if _value(trial) is None else "circle" for trial in trials],
-            "colorbar": {"title": "value", "thickness": 12, "len": 0.5, "y": 0.75},
-        },
-        text=[_about(trial) for trial in trials],
-        hovertemplate="%{text}<extra></extra>",
-        showlegend=False,
-        row=1,
-        col=1,
-    )
+    _draw_nodes(figure, list(members.values()), direction)
     figure.update_yaxes(title="member", row=1, col=1)
+
+
+def _draw_nodes(
+    figure: go.Figure, trials: Sequence[FrozenTrial], direction: StudyDirection
+) -> None:
+    values = {t.number: value for t in trials if (value := _value(t)) is not None}
+    is_maximized = direction == StudyDirection.MAXIMIZE
+    # The worst quarter, which is the first generation mostly, shares one color.
+    shares = (0.25, 1.0) if is_maximized else (0.0, 0.75)
+    low, high = np.quantile([*values.values()], shares) if values else (0.0, 1.0)
+    colors = {
+        "color": [*values.values()],
+        "colorscale": "Viridis" if is_maximized else "Viridis_r",
+        "cmin": low,
+        "cmax": high,
+        "colorbar": {"title": "value", "thickness": 12, "len": 0.5, "y": 0.75},
+    }
+    for name, shown, marker in (
+        ("done", [t for t in trials if t.number in values], {"size": 9, **colors}),
+        ("lost", [t for t in trials if t.number not in values], {"symbol": "x", "color": _LOST}),
+    ):
+        figure.add_scatter(
+            x=[_step(trial) for trial in shown],
+            y=[trial.user_attrs["member"] for trial in shown],
+            mode="markers",
+            marker=marker,
+            text=[_about(trial) for trial in shown],
+            hovertemplate="%{text}<extra></extra>",
+            name=name,
+            showlegend=name == "lost" and bool(shown),
+            row=1,
+            col=1,
+        )
 
 
 def _draw_schedules(

@@ -16,6 +16,7 @@ import urllib.request
 
 import pytest
 
+from studies import pbt
 from studies import run
 
 
@@ -94,3 +95,26 @@ def test_the_dashboard_shows_history_and_best_trial(
         card = page.locator(".MuiCard-root", has_text="Best Trial").first
         expect(card).to_contain_text(f"number={best.number}", timeout=30_000)
         expect(card).to_contain_text(str(best.value))
+
+
+@pytest.mark.browser
+def test_the_dashboard_shows_the_family_tree_of_a_population(
+    toy: Toy, capsys: pytest.CaptureFixture[str], chromium: str
+) -> None:
+    from playwright.sync_api import expect
+    from playwright.sync_api import sync_playwright
+
+    flags = ["--population", "3", "--interval", "1", "--generations", "2", "--device", "cpu"]
+    assert pbt.main(["digits", *flags, "--storage", "toy.db", "--no-figure"]) == 0
+    command = capsys.readouterr().out.partition("Look closer: ")[2].strip()
+    with (
+        _serve(command) as address,
+        sync_playwright() as playwright,
+        playwright.chromium.launch(executable_path=chromium, args=_FLAGS) as browser,
+    ):
+        page = browser.new_page()
+        page.goto(f"{address}/dashboard/")
+        page.get_by_text("1. digits-pbt").click(timeout=60_000)
+        tree = page.locator("[id*=family-tree]").first
+        expect(tree).to_contain_text("lineage of the best", timeout=60_000)
+        expect(tree.locator("path.point")).to_have_count(6, timeout=60_000)
