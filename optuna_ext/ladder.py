@@ -70,7 +70,8 @@ class Ladder:
 
     Args:
         brackets:
-            The brackets; a trial names its own by the user attribute ``bracket``.
+            The brackets; a trial names its own by the user attribute ``bracket``. None are needed
+            where nobody asks for scores.
         first_step:
             The step of an objective's first report, 0 or 1.
         best_so_far:
@@ -164,7 +165,8 @@ class Ladder:
             # was being retried.
             tip = min(alive, key=lambda child: child.number)
             reports.update(tip.intermediate_values)
-        rungs = self._brackets[self._bracket_index(self._trials[root])].rungs
+        bracket = self._bracket_index(self._trials[root])
+        rungs = self._brackets[bracket].rungs if self._brackets else ()
         scores = (
             score_at(
                 reports,

@@ -50,7 +50,10 @@ SAMPLERS = {
 }
 
 # Samplers that come with a pruner of their own: objects with the attributes sampler and pruner.
-PAIRS: dict[str, str] = {}
+PAIRS = {
+    "halving": "optuna_ext.halving:SuccessiveHalving",
+    "hyperband": "optuna_ext.halving:Hyperband",
+}
 
 PRUNERS = {
     "none": "optuna.pruners:NopPruner",

@@ -1,0 +1,103 @@
+"""Halving from the command line, on real networks, and the figure of it."""
+
+from __future__ import annotations
+
+from collections import Counter
+import json
+from pathlib import Path
+
+import optuna
+from optuna.study import Study
+from optuna.trial import FixedTrial
+from optuna.trial import TrialState
+import pytest
+
+from objectives import digits
+from optuna_ext import open_storage
+from optuna_ext import SuccessiveHalving
+from studies import halving
+from studies._survival import survival_chart
+
+
+SMALL = ["digits", "--epochs", "4", "--eta", "2", "--min-epochs", "1", "--device", "cpu"]
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def load(name: str = "digits-halving") -> Study:
+    return optuna.load_study(study_name=name, storage=open_storage("runs/digits.db"))
+
+
+def test_halving_of_digits(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = [*SMALL, "--synchronous", "--sampler", "sobol", "--seed", "0"]
+    assert halving.main([*arguments, "--trials", "5"]) == 0
+    out = capsys.readouterr().out
+    assert "Survival chart: runs/digits-halving-survival.html" in out
+    assert halving.main([*arguments, "--trials", "7", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["study"] == "digits-halving"
+
+    study = load()
+    trials = study.get_trials()
+    assert Counter(t.user_attrs["rung"] for t in trials) == {0: 4, 1: 2, 2: 1}
+    assert Counter(t.state for t in trials) == {TrialState.PRUNED: 6, TrialState.COMPLETE: 1}
+    assert sum(len(t.intermediate_values) for t in trials) == 4 + 2 + 2
+    # To pause and go on is the same as never to have paused.
+    (winner,) = (t for t in trials if t.state == TrialState.COMPLETE)
+    whole = FixedTrial(winner.params)
+    assert digits.objective(whole, epochs=4, device="cpu", seed=0) == winner.value
+
+
+def test_hyperband_and_its_chart() -> None:
+    arguments = [*SMALL, "--hyperband", "--sampler", "random", "--seed", "0", "--no-figure"]
+    assert halving.main([*arguments, "--trials", "12"]) == 0
+    study = load("digits-hyperband")
+    figure = survival_chart(study)
+    assert figure is not None
+    bars = [trace for trace in figure.data if trace.type == "bar"]
+    assert sum(sum(bar.y) for bar in bars) == 12
+    names = {name for bar in bars for name in bar.x}
+    assert {"bracket 0, step 1", "bracket 1, step 2", "bracket 2, step 4"} <= names
+    curves = [trace for trace in figure.data if trace.type == "scatter"]
+    assert len(curves) == sum("parent" not in t.user_attrs for t in study.trials)
+    assert not list(Path("runs").glob("*.html"))
+
+
+def test_no_chart_without_a_rung() -> None:
+    pair = SuccessiveHalving(max_resource=9, seed=0)
+    study = optuna.create_study(sampler=pair.sampler, pruner=pair.pruner)
+    study.ask()
+    assert survival_chart(study) is None
+
+
+def test_the_plan_trains_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["digits", "--plan", "--eta", "2", "--min-epochs", "2", "--epochs", "10"]
+    assert halving.main(arguments) == 0
+    total = capsys.readouterr().out.splitlines()[-1]
+    assert total.split() == ["total", "15", "34", "58"]
+    assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["cats"], "objective 'cats' must take the argument 'checkpoints'"),
+        (
+            ["digits", "--epochs", "4", "--min-epochs", "5"],
+            "--min-epochs 5 must not exceed --epochs 4",
+        ),
+        (["digits", "--pruner", "median"], "'halving' brings its own pruner"),
+    ],
+)
+def test_what_cannot_be_done(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target, *rest = arguments
+    target = "objectives.cats:objective" if target == "cats" else target
+    assert halving.main([target, *rest]) != 0
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line
+    assert not Path("runs").exists()
