@@ -45,6 +45,7 @@ _logger = logging.getLogger(__name__)
 _NAMESPACE = "checkpoints"  # user attribute of the study: how its files' names begin
 _COLLECT_EVERY = 60.0  # seconds
 _SHARE = 0.01  # of the time that collecting may take
+_OURS = re.compile(r"[0-9a-f]{64}\.pt(\.[0-9a-f]{32}\.tmp)?")
 
 
 class CheckpointStore:
@@ -242,9 +243,9 @@ class CheckpointStore:
 
         This happens by itself while trials save, at most once a minute and for at most 1% of the
         time. Kept are: both last checkpoints of a trial that runs or waits (for its retry), and of
-        the trial it is about to go on from; those of paused trials that nobody has gone on from;
-        those of the two last generations of every member of a population (user attribute
-        ``member``); and those of the best trials.
+        the trial it is about to go on from; those of paused trials that nobody has gone on from,
+        and of failed ones that were not tried again; those of the two last generations of every
+        member of a population (user attribute ``member``); and those of the best trials.
 
         What another worker may be reading stays: whatever ended within the last ``grace`` seconds
         counts as not ended, and no file younger than that is deleted. As files are listed before
@@ -262,18 +263,19 @@ class CheckpointStore:
             OSError: If the place cannot be listed or a file not be deleted.
         """
         start = f"{_namespace(study)}-"
+        grace = self._grace.total_seconds()
         old = {
-            name for name, age in self._place.entries(start) if age >= self._grace.total_seconds()
+            name
+            for name, age in self._place.entries(start)
+            if age >= grace and _OURS.fullmatch(name.removeprefix(start))
         }
         trials = study.get_trials(deepcopy=False)
-        wanted = needed(
-            trials,
-            best=best_trials(study, trials, self._keep),
-            now=datetime.datetime.now() - self._grace,
-        )
+        now = datetime.datetime.now() - self._grace
+        best = best_trials(trials, study.directions, self._keep, now=now)
+        wanted = needed(trials, best=best, now=now)
         useless = sorted(old - wanted)
         for name in useless:
-            if not self._place.is_young(name, self._grace.total_seconds()):  # written once more
+            if not self._place.is_young(name, grace):  # written once more
                 self._place.remove(name)
         return useless
 

@@ -145,7 +145,13 @@ def test_kill_nine_in_the_middle_of_saving(
         assert step > last
         last = step
         study.tell(number, state=TrialState.FAIL)
-        study.add_trial(optuna.create_trial(state=TrialState.WAITING, user_attrs=trial.user_attrs))
+        study.add_trial(
+            optuna.create_trial(
+                state=TrialState.WAITING,
+                user_attrs=trial.user_attrs,
+                system_attrs={"retry_history": [*range(number + 1)]},
+            )
+        )
     assert halves > 0  # the moment was right at least once
     store.collect(study)
     assert len([*(tmp_path / "kept").iterdir()]) <= 2

@@ -101,7 +101,29 @@ def test_of_finished_trials_the_best_are_kept(
     for value in (3.0, 1.0, 2.0, float("inf"), 4.0):
         end(study, store, value=value, saves=2)
     end(study, store, TrialState.FAIL)
+    study.add_trial(
+        optuna.create_trial(
+            state=TrialState.FAIL, user_attrs={}, system_attrs={"retry_history": [5]}
+        )
+    )
     assert kept(study, store, tmp_path) == {1: [2], 2: [2]}
+
+
+def test_a_failed_trial_is_kept_until_it_is_tried_again(
+    study: Study, store: CheckpointStore, tmp_path: Path
+) -> None:
+    for value in (0.0, 0.0):
+        end(study, store, value=value)
+    parent = end(study, store, value=9.0)
+    study.enqueue_trial({}, user_attrs={PARENT: parent})
+    study.tell(study.ask(), state=TrialState.FAIL)  # before it saved anything
+    failed = end(study, store, TrialState.FAIL, saves=2)
+    assert kept(study, store, tmp_path) == {0: [1], 1: [1], parent: [1], failed: [2]}
+    for number in (3, failed):
+        study.add_trial(
+            optuna.create_trial(state=TrialState.FAIL, system_attrs={"retry_history": [number]})
+        )
+    assert kept(study, store, tmp_path) == {0: [1], 1: [1]}
 
 
 def test_the_best_are_those_of_the_direction(store: CheckpointStore, tmp_path: Path) -> None:
@@ -126,12 +148,14 @@ def test_a_paused_trial_is_kept_until_its_child_has_ended_well(
     other = end(study, store, TrialState.PRUNED)
     assert kept(study, store, tmp_path) == {paused: [1], other: [1]}
     failed = end(study, store, TrialState.FAIL, **{PARENT: paused})
-    assert kept(study, store, tmp_path) == {paused: [1], other: [1]}
+    assert kept(study, store, tmp_path) == {paused: [1], other: [1], failed: [2]}
+    study.add_trial(  # whose retry has failed, too
+        optuna.create_trial(state=TrialState.FAIL, system_attrs={"retry_history": [failed]})
+    )
     trial, _ = begin(study, store, **{PARENT: paused})
     assert kept(study, store, tmp_path) == {paused: [1], other: [1], trial.number: [2]}
     study.tell(trial, state=TrialState.PRUNED)
     assert kept(study, store, tmp_path) == {other: [1], trial.number: [2]}
-    assert failed == 2
 
 
 def test_a_parent_is_kept_until_its_child_has_its_own(
@@ -160,16 +184,21 @@ def test_of_a_population_the_last_two_generations_are_kept(
         for member in range(2):
             end(study, store, value=1.0, member=member, generation=generation)
     end(study, store, value=1.0, member=0, generation=4)
-    end(study, store, TrialState.FAIL, member=1, generation=4)
-    assert [*kept(study, store, tmp_path)] == [*best, 7, 8, 9, 10][:2] + [7, 8, 9, 10]
+    end(study, store, value=float("inf"), member=1, generation=4)
+    assert [*kept(study, store, tmp_path)] == [*best, 7, 8, 9, 10]
 
 
 def test_a_retry_shares_the_files_of_the_dead_trial(
     study: Study, store: CheckpointStore, tmp_path: Path
 ) -> None:
     dead = end(study, store, TrialState.FAIL, saves=2)
-    attributes = study.trials[dead].user_attrs
-    study.add_trial(optuna.create_trial(state=TrialState.WAITING, user_attrs=attributes))
+    study.add_trial(
+        optuna.create_trial(
+            state=TrialState.WAITING,
+            user_attrs=study.trials[dead].user_attrs,
+            system_attrs={"retry_history": [dead]},
+        )
+    )
     assert kept(study, store, tmp_path) == {dead: [2, 1]}  # by their first name
     assert store.resume(study.ask(), counter=Counter()).step == 2
 
@@ -195,7 +224,7 @@ def test_what_a_killed_worker_was_writing_goes_when_it_is_old(
     store = CheckpointStore(tmp_path, grace=100)
     end(study, store)
     (path,) = tmp_path.iterdir()
-    young, old = (tmp_path / f"{path.name}.{kind}.tmp" for kind in ("young", "old"))
+    young, old = (tmp_path / f"{path.name}.{digit * 32}.tmp" for digit in "01")
     for half in (young, old):
         half.write_bytes(b"half")
     os.utime(old, (0, time.time() - 200))
@@ -206,10 +235,15 @@ def test_what_a_killed_worker_was_writing_goes_when_it_is_old(
 def test_what_has_just_ended_counts_as_running(
     study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Another worker may have decided before to read it, and be on its way."""
+    """Another worker may have decided before to read it, and be on its way.
+
+    Nor does a new best trial take the place of the former one at once.
+    """
     store = CheckpointStore(tmp_path, grace=100, keep=1)
-    for value in (1.0, 2.0, 3.0):
+    for value in (3.0, 1.0, 2.0):
         end(study, store, value=value)
+    long_ago = datetime.datetime.now() - datetime.timedelta(seconds=300)
+    study.get_trials(deepcopy=False)[0].datetime_complete = long_ago
     for path in tmp_path.iterdir():
         os.utime(path, (0, 0))  # old files of trials that ended just now
     assert store.collect(study) == []
