@@ -28,7 +28,8 @@ import logging, os, sys, time
 import optuna, torch
 from torch import nn
 import optuna_ext
-from optuna_ext.checkpoints import CheckpointStore
+from optuna.trial import TrialState
+from optuna_ext.checkpoints import CheckpointError, CheckpointStore
 
 def save(study, store):
     model = nn.Linear(1000, 1000)  # 4 megabytes
@@ -42,10 +43,20 @@ def save(study, store):
 def read(study, store):
     model = nn.Linear(10, 10)
     for _ in range(20):
-        ended = study.get_trials(deepcopy=False, states=[optuna.trial.TrialState.COMPLETE])
-        trial = study.ask()
-        trial.set_user_attr("parent", ended[-1].number)
-        run = store.resume(trial, model=model)
+        while True:
+            begun = time.monotonic()
+            ended = study.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
+            trial = study.ask()
+            trial.set_user_attr("parent", ended[-1].number)
+            try:
+                run = store.resume(trial, model=model)
+                if run.origin == ended[-1].number:
+                    break
+            except CheckpointError:
+                pass
+            # Only who was held up for longer than is promised may miss it.
+            assert time.monotonic() - begun > float(grace)
+            study.tell(trial, state=TrialState.FAIL)
         with torch.no_grad():
             model.weight += 1
         run.save(run.step + 1)
@@ -113,6 +124,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("nursery", [0.0], indirect=True)
 def test_kill_nine_in_the_middle_of_saving(
     nursery: Nursery, study: optuna.Study, tmp_path: Path
@@ -162,11 +174,12 @@ def _step(study: optuna.Study, number: int) -> int:
     return 0 if checkpoint is None else checkpoint.step
 
 
-@pytest.mark.parametrize("nursery", [3.0], indirect=True)
+@pytest.mark.slow
+@pytest.mark.parametrize("nursery", [1.0], indirect=True)
 def test_two_workers_read_while_a_third_collects(
     nursery: Nursery, study: optuna.Study, tmp_path: Path
 ) -> None:
-    store = CheckpointStore(tmp_path / "kept", grace=3)
+    store = CheckpointStore(tmp_path / "kept", grace=1)
     trial = study.ask()
     store.resume(trial, model=nn.Linear(10, 10)).save(1)
     study.tell(trial, 0.0)
@@ -176,7 +189,10 @@ def test_two_workers_read_while_a_third_collects(
     while any(is_alive(reader) for reader in readers):
         assert time.monotonic() < deadline
         time.sleep(0.1)
+    assert [t.state for t in study.trials].count(TrialState.COMPLETE) == 41
     assert is_alive(collector)
-    assert [trial.state for trial in study.trials] == [TrialState.COMPLETE] * 41
-    for child in study.trials[1:]:  # none had to do with an older one
-        assert child.user_attrs["resumed"]["trial"] == child.user_attrs["parent"]
+    late = [t.state for t in study.trials].count(TrialState.FAIL)  # kept for their retries
+    while len([*(tmp_path / "kept").iterdir()]) > 1 + 2 * late:  # the best one's is left
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    assert store.load(study.best_trial, model=nn.Linear(10, 10)) == -study.best_value
