@@ -33,7 +33,11 @@ SMALLER = {
     "--seeds": "2",
     "--workers": "1",
     "--rounds": "1",
+    "--population": "3",
+    "--interval": "1",
+    "--generations": "2",
 }
+WITHOUT_TRIALS = ("bench", "--designs", "pbt")
 
 
 def run(*command: str, cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -81,7 +85,7 @@ def test_study(command: str, tmp_path: Path) -> None:
     for option, value in SMALLER.items():
         if option in words:
             words[words.index(option) + 1] = value
-        elif option == "--trials" and "bench" not in command and "--designs" not in command:
+        elif option == "--trials" and not any(word in command for word in WITHOUT_TRIALS):
             words += [option, value]
     (tmp_path / "my_training.py").write_text(
         "def objective(trial):\n    return trial.suggest_float('x', 0, 1)\n"
