@@ -77,11 +77,12 @@ def _command(
 ) -> int:
     options = take_options(values)
     objective = find_objective(f"objectives.{target}:objective" if target in _OURS else target)
-    options = replace(options, epochs=options.epochs or _EPOCHS)
-    given: dict[str, Any] = {"max_resource": options.epochs, "reduction_factor": eta}
+    epochs = options.epochs or _EPOCHS
+    options = replace(options, epochs=epochs)
+    given: dict[str, Any] = {"max_resource": epochs, "reduction_factor": eta}
     if min_epochs is not None:
-        if min_epochs > options.epochs:
-            raise UserError(f"--min-epochs {min_epochs} must not exceed --epochs {options.epochs}")
+        if min_epochs > epochs:
+            raise UserError(f"--min-epochs {min_epochs} must not exceed --epochs {epochs}")
         given["min_resource"] = min_epochs
     if show_plan:
         return _show(given, hyperband=hyperband)

@@ -334,13 +334,13 @@ def test_the_base_sampler_sees_one_budget_and_no_segments() -> None:
     born = [t.number for t in study.trials if t.user_attrs.get("parent") is None]
     assert spy.told == born
     assert len(spy.seen) == len(born)
-    budgets = []
+    budgets: list[int] = []
     for seen in spy.seen:
         assert [t.number for t in seen] == list(range(len(seen)))
         complete = [t for t in seen if t.state == TrialState.COMPLETE]
         assert {t.number for t in complete} <= set(born)
         if complete:
-            (budget,) = {t.last_step for t in complete}
+            (budget,) = {max(t.intermediate_values) for t in complete}
             budgets.append(budget)
             for t in complete:
                 assert t.value == min(t.intermediate_values.values())
@@ -424,19 +424,19 @@ def test_a_claim_gives_way_to_one_that_was_there_before() -> None:
     study.optimize(Training(9), n_trials=3)
     rival = study.ask()
     parent = rival.user_attrs["parent"]
-    trial_id = study._storage.get_trial_id_from_study_id_trial_number(study._study_id, 3)
+    rival_id = study._storage.get_trial_id_from_study_id_trial_number(study._study_id, 3)
     storage = study._storage
-    storage.set_trial_user_attr(trial_id, "parent", None)  # not yet written
+    storage.set_trial_user_attr(rival_id, "parent", None)  # not yet written
 
     original = storage.set_trial_user_attr
     claims = []
 
-    def write(trial_id_: int, key: str, value: Any) -> None:
-        original(trial_id_, key, value)
-        if key == "parent" and trial_id_ != trial_id:
+    def write(trial_id: int, key: str, value: Any) -> None:
+        original(trial_id, key, value)
+        if key == "parent" and trial_id != rival_id:
             claims.append(value)
             if len(claims) == 1:
-                original(trial_id, "parent", parent)
+                original(rival_id, "parent", parent)
 
     storage.set_trial_user_attr = write  # type: ignore[method-assign]
     trial = study.ask()

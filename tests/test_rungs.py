@@ -186,7 +186,7 @@ def test_where_a_bracket_goes_on() -> None:
 def test_what_is_out_of_range(arguments: dict[str, int], message: str) -> None:
     given = {"min_resource": 1, "max_resource": 9, "reduction_factor": 3, **arguments}
     with pytest.raises(ValueError, match=message):
-        successive_halving(**given)  # type: ignore[arg-type]
+        successive_halving(**given)
 
 
 def test_resources_are_whole_numbers() -> None:

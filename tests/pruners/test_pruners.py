@@ -7,6 +7,7 @@ import pickle
 import numpy as np
 import optuna
 from optuna.pruners import BasePruner
+from optuna.study import StudyDirection
 from optuna.trial import Trial
 from optuna.trial import TrialState
 import pytest
@@ -20,7 +21,8 @@ from optuna_ext.rungs import hyperband
 NAN = math.nan
 
 
-def ask(pruner: BasePruner, n: int, direction: str = "minimize") -> list[Trial]:
+def ask(pruner: BasePruner, n: int, *, maximize: bool = False) -> list[Trial]:
+    direction = StudyDirection.MAXIMIZE if maximize else StudyDirection.MINIMIZE
     study = optuna.create_study(pruner=pruner, direction=direction)
     return [study.ask() for _ in range(n)]
 
@@ -69,7 +71,7 @@ def test_maximize_is_the_mirror_image() -> None:
     curves = np.random.default_rng(0).normal(size=(20, 9))
     pruner = SuccessiveHalvingPruner(max_resource=9)
     down = run_in_step(ask(pruner, 20), curves)
-    up = run_in_step(ask(pruner, 20, "maximize"), -curves)
+    up = run_in_step(ask(pruner, 20, maximize=True), -curves)
     assert down.tolist() == up.tolist()
     assert len(set(down)) > 1
 

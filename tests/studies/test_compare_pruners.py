@@ -1,0 +1,168 @@
+"""Searches over tables of learning curves, in virtual time."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import optuna
+from optuna.distributions import BaseDistribution
+from optuna.distributions import CategoricalDistribution
+from optuna.distributions import FloatDistribution
+from optuna.pruners import NopPruner
+from optuna.samplers import RandomSampler
+import pytest
+from typer.testing import CliRunner
+
+from optuna_ext import SuccessiveHalving
+from studies import compare_pruners
+from studies import curves
+from studies._curve_table import CurveTable
+from studies._curve_table import Pool
+from studies._errors import UserError
+from studies._virtual_time import search
+
+
+SPACE: dict[str, BaseDistribution] = {
+    "x": FloatDistribution(0.0, 1.0),
+    "kind": CategoricalDistribution(("a", "b")),
+    "y": FloatDistribution(0.0, 1.0),  # of kind b
+}
+
+
+def table(n: int = 27, epochs: int = 9, *, maximize: bool = False) -> CurveTable:
+    """Curves that fall to their ends in parallel, so that early ranks are the final ones."""
+    params = [{"x": (i + 0.5) / n, "kind": "a"} for i in range(n)]
+    ends = np.random.default_rng(0).permutation(n) / n
+    values = ends[:, None] + 1 / np.arange(1, epochs + 1)
+    return CurveTable(
+        name="test",
+        maximize=maximize,
+        space=SPACE,
+        params=[*params[:-1], {"x": 0.5, "kind": "b", "y": 0.25}],
+        curves=-values if maximize else values,
+    )
+
+
+@pytest.mark.parametrize("maximize", [False, True])
+def test_a_table_is_kept(maximize: bool, tmp_path: Path) -> None:
+    original = table(maximize=maximize)
+    original.curves[3, 5:] = np.nan
+    original.save(tmp_path / "t.npz")
+    loaded = CurveTable.load(tmp_path / "t.npz")
+    assert (loaded.name, loaded.maximize, loaded.params) == ("test", maximize, original.params)
+    assert loaded.space == original.space
+    np.testing.assert_allclose(loaded.curves, original.curves, rtol=1e-6)
+    assert np.isinf(loaded.losses()[3, -1])
+    assert loaded.losses()[0, -1] == pytest.approx(table().curves[0, -1])
+
+
+def test_what_is_no_table(tmp_path: Path) -> None:
+    (tmp_path / "t.npz").write_text("no")
+    for path in (tmp_path / "t.npz", tmp_path / "missing.npz"):
+        with pytest.raises(UserError, match="is not a table of learning curves"):
+            CurveTable.load(path)
+
+
+def test_every_configuration_is_taken_once_the_nearest_first() -> None:
+    whole = table()
+    pool = Pool(whole)
+    study = optuna.create_study()
+    study.enqueue_trial({"x": 0.5, "kind": "b", "y": 0.9})
+    study.enqueue_trial({"x": 0.0, "kind": "a", "y": 0.0})
+    study.enqueue_trial({"x": 0.0, "kind": "a", "y": 0.0})
+    assert [pool.take(study.ask()) for _ in range(3)] == [26, 0, 1]
+    rest = [pool.take(study.ask()) for _ in range(24)]
+    assert sorted([26, 0, 1, *rest]) == list(range(27))
+    assert not len(pool)
+
+
+@pytest.mark.parametrize("workers", [1, 4])
+def test_nothing_is_pruned(workers: int) -> None:
+    found = search(table(), RandomSampler(seed=0), NopPruner(), workers=workers)
+    assert sorted(found.config) == list(range(27))
+    assert (found.n_started, found.n_epochs) == (27, 27 * 9)
+    assert found.time.max() == math.ceil(27 / workers) * 9
+    assert found.epochs.max() == 27 * 9
+
+
+def test_promotions_go_on_where_they_were_paused() -> None:
+    halving = SuccessiveHalving(
+        min_resource=1, max_resource=9, base_sampler=RandomSampler(seed=0), synchronous=True
+    )
+    whole = table()
+    found = search(whole, halving.sampler, halving.pruner, workers=1)
+    assert found.n_epochs == 3 * halving.plan.cost()  # three rounds of nine
+    assert len(found.config) == 3
+    assert int(np.argmin(whole.losses()[:, -1])) in found.config
+
+
+def test_an_end_by_budget() -> None:
+    found = search(table(), RandomSampler(seed=0), NopPruner(), workers=2, max_epochs=30)
+    assert 30 <= found.n_epochs < 30 + 2 * 9
+    assert found.n_started < 27
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_a_comparison(folder: Path) -> None:
+    table().save(folder / "t.npz")
+    methods = [m for name in ("optuna-sha", "halving-all-rungs") for m in ("--method", name)]
+    arguments = ["t.npz", *methods, "--seeds", "2", "--workers", "1"]
+    done = CliRunner().invoke(compare_pruners.app, [*arguments, "--json"])
+    assert done.exit_code == 0, done.output
+    none, sha, halving = json.loads(done.stdout)["test"]
+    assert [row["method"] for row in (none, sha, halving)] == [
+        "none",
+        "optuna-sha",
+        "halving-all-rungs",
+    ]
+    assert (none["lost"], none["epochs_per_config"], none["final"]) == (0, 9, 0)
+    assert halving["epochs_per_config"] < none["epochs_per_config"] / 2
+    assert halving["lost"] == 0  # the best one of these curves is the best from the start
+    assert halving["epochs"][0] < none["epochs"][0]
+    done = CliRunner().invoke(compare_pruners.app, arguments)
+    assert done.exit_code == 0, done.output
+    assert "halving-all-rungs" in done.stdout
+    assert "x 1.0" in done.stdout
+    assert (folder / "runs" / "compare-pruners.html").exists()
+
+
+def test_every_method_works_on_a_table() -> None:
+    whole = table(n=20)
+    for name, make in compare_pruners.METHODS.items():
+        found = search(whole, *make(RandomSampler(seed=0), 9), workers=3)
+        assert found.n_started == 20, name
+        assert len(found.config), name
+
+
+def test_curves_of_digits(folder: Path) -> None:
+    arguments = ["digits", "--configs", "3", "--epochs", "2", "--seed", "1"]
+    done = CliRunner().invoke(curves.app, arguments)
+    assert done.exit_code == 0, done.output
+    made = CurveTable.load(folder / "runs" / "curves-digits.npz")
+    assert made.curves.shape == (3, 2)
+    assert made.maximize
+    assert ((made.curves > 0) & (made.curves <= 1)).all()
+    assert {"lr", "n_layers", "units_0"} <= made.space.keys()
+
+
+@pytest.mark.data
+def test_curves_of_a_part_of_fashion(folder: Path, real_data: Path) -> None:
+    arguments = ["small-fashion", "--configs", "2", "--epochs", "1", "--data-dir", str(real_data)]
+    done = CliRunner().invoke(curves.app, [*arguments, "--out", "f.npz"])
+    assert done.exit_code == 0, done.output
+    assert CurveTable.load(folder / "f.npz").curves.shape == (2, 1)
+
+
+def test_unknown_method(folder: Path) -> None:
+    table().save(folder / "t.npz")
+    done = CliRunner().invoke(compare_pruners.app, ["t.npz", "--method", "shaa"])
+    assert done.exit_code != 0
+    assert "shaa" in done.output
