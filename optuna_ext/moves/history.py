@@ -29,6 +29,9 @@ class History:
         ordered: For each column whether its values have an order.
         exhausted: Where a search found nothing left to evaluate: rows, as bytes, and the step it
             began with. It adds to them, so as not to look again when there are more rows.
+        order: Indices of ``rows`` from best to worst, if they are known already.
+        lineage: Of two histories of the same lineage, the longer one begins with the shorter one.
+            None says nothing.
     """
 
     rows: np.ndarray
@@ -40,6 +43,8 @@ class History:
     n_values: tuple[int | None, ...]
     ordered: tuple[bool, ...]
     exhausted: set[tuple[bytes, float]] = field(default_factory=set)
+    order: np.ndarray | None = None
+    lineage: object = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -61,6 +66,8 @@ class History:
             ties=self.ties[:n],
             numbers=self.numbers[:n],
             exhausted=set(),
+            order=None,
+            lineage=None,
         )
 
     def is_taken(self, row: np.ndarray) -> bool:
@@ -69,10 +76,8 @@ class History:
         It would, if a trial has the same value in every coordinate that it asked for: then the
         objective cannot tell the two apart, whatever the coordinates it never asked for.
         """
-        return any(
-            bool(((abs(rows - row) < SAME) | np.isnan(rows)).all(axis=1).any())
-            for rows in (self.rows, self.pending[~np.isnan(self.pending).all(axis=1)])
-        )
+        pending = self.pending[~np.isnan(self.pending).all(axis=1)]
+        return _is_among(self.rows, row) or _is_among(pending, row)
 
     def inherit(self, row: np.ndarray) -> np.ndarray:
         """Return ``row`` with NaN replaced by the coordinate of the best row that has one.
@@ -84,6 +89,8 @@ class History:
 
     @cached_property
     def _ranking(self) -> np.ndarray:
+        if self.order is not None:
+            return self.order
         return np.lexsort((self.numbers, self.ties, self.values))
 
     @cached_property
@@ -92,3 +99,12 @@ class History:
         known = ~np.isnan(self.rows[self._ranking])
         best = self._ranking[known.argmax(axis=0)] if len(self) else np.empty(0, int)
         return np.asarray(self.rows[best, np.arange(len(best))])
+
+
+def _is_among(rows: np.ndarray, row: np.ndarray) -> bool:
+    """Tell whether one of ``rows`` agrees with ``row``, where NaN in the former always does."""
+    left = rows
+    for column, u in enumerate(row.tolist()):  # a column leaves only a few rows to look at
+        there = left[:, column]
+        left = left[~(np.abs(there - u) >= SAME) if u == u else np.isnan(there)]
+    return len(left) > 0

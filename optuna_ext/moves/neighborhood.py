@@ -319,6 +319,8 @@ def averaged(history: History, n_repeats: int) -> tuple[History, np.ndarray | No
         values=(sums[0] / counts)[order],
         ties=(sums[1] / counts)[order],
         numbers=history.numbers[first[order]],
+        order=None,
+        lineage=None,
     )
     best = averaged.ranking()[0]
     row = averaged.rows[best]
