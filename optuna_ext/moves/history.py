@@ -76,8 +76,10 @@ class History:
         It would, if a trial has the same value in every coordinate that it asked for: then the
         objective cannot tell the two apart, whatever the coordinates it never asked for.
         """
-        pending = self.pending[~np.isnan(self.pending).all(axis=1)]
-        return _is_among(self.rows, row) or _is_among(pending, row)
+        if _is_among(self.rows, row):
+            return True
+        planned = ~np.isnan(self.pending).all(axis=1)
+        return bool(planned.any()) and _is_among(self.pending[planned], row)
 
     def inherit(self, row: np.ndarray) -> np.ndarray:
         """Return ``row`` with NaN replaced by the coordinate of the best row that has one.
@@ -103,8 +105,10 @@ class History:
 
 def _is_among(rows: np.ndarray, row: np.ndarray) -> bool:
     """Tell whether one of ``rows`` agrees with ``row``, where NaN in the former always does."""
-    left = rows
+    left = np.arange(len(rows))
     for column, u in enumerate(row.tolist()):  # a column leaves only a few rows to look at
-        there = left[:, column]
+        there = rows[:, column] if len(left) == len(rows) else rows[left, column]
         left = left[~(np.abs(there - u) >= SAME) if u == u else np.isnan(there)]
+        if not len(left):
+            return False
     return len(left) > 0

@@ -231,18 +231,23 @@ class HistorySampler(BaseSampler, abc.ABC):
         The class says why no other trial can come to have it.
         """
         history = table.history(space, exclude=trial.number)
-        fixed = encode(space, _host.fixed_params(trial))
+        fixed = _host.fixed_params(trial)
         given: dict[str, Any] = {}
         goes_anywhere = False
         for attempt in range(_MAX_ROWS):
-            if goes_anywhere or attempt >= _MAX_PROPOSALS:
+            goes_anywhere = goes_anywhere or attempt >= _MAX_PROPOSALS
+            if goes_anywhere:
                 rng = self._rng(study, trial.number, attempt)
-                row, given, is_meant = snap_to(space)(rng.random(space.n_dims)), {}, False
+                row, given = snap_to(space)(rng.random(space.n_dims)), {}
             else:
                 row, given = self._propose(study, trial, history, space)
-                is_meant = not given and history.is_taken(row)  # a search may repeat on purpose
-            row = np.where(np.isnan(fixed), row, fixed)
-            if not is_meant and history.is_taken(row):
+            is_taken = history.is_taken(row)
+            is_meant = is_taken and not given and not goes_anywhere  # a search may repeat a trial
+            if fixed:
+                fixed_row = encode(space, fixed)
+                row = np.where(np.isnan(fixed_row), row, fixed_row)
+                is_taken = history.is_taken(row)
+            if is_taken and not is_meant:
                 goes_anywhere = True  # the same would be proposed again
                 continue
             if np.isnan(row).all():  # the start-up sampler will decide
