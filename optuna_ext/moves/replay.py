@@ -15,6 +15,8 @@ from typing import TypeVar
 
 import numpy as np
 
+from optuna_ext.moves.history import agreeing
+
 
 if TYPE_CHECKING:
     from optuna_ext.moves.history import History
@@ -34,7 +36,6 @@ _T = TypeVar("_T")
 Search = Generator[list[np.ndarray], Evaluation, _T]
 Snap = Callable[[np.ndarray], np.ndarray]
 
-SAME = 1e-9  # a continuous value and its coordinate round differently
 _MAX_NEW_RUNS = 8  # how many runs may be started to find one row
 _MAX_OVERTAKEN = 16  # a trial is given up when so many younger ones, per running one, have ended
 
@@ -120,6 +121,8 @@ class Replay:
             return False
         if (old.n_values, old.ordered) != (new.n_values, new.ordered):
             return False
+        if old.lineage is not None and old.lineage is new.lineage:
+            return True
         at = np.searchsorted(new.numbers, old.numbers)
         if at[-1] >= len(new) or not (
             np.array_equal(old.numbers, new.numbers[at])
@@ -200,11 +203,10 @@ def find(rows: np.ndarray, row: np.ndarray) -> int | None:
     NaN agrees with every coordinate: it was not asked for, or any will do. There must be at least
     one coordinate that both have.
     """
-    found = np.arange(len(rows))
-    columns = np.flatnonzero(~np.isnan(row))
-    for column in columns:  # a few columns leave only a few rows to look at
-        found = found[~(np.abs(rows[found, column] - row[column]) >= SAME)]
-    found = found[~np.isnan(rows[np.ix_(found, columns)]).all(axis=1)]
+    found = agreeing(rows, row)
+    if len(found):
+        has_none = np.isnan(rows[found]) | np.isnan(row)
+        found = found[~has_none.all(axis=1)]
     return int(found[0]) if len(found) else None
 
 

@@ -12,6 +12,7 @@ from optuna.distributions import IntDistribution
 from optuna.trial import TrialState
 
 from optuna_ext.moves import History
+from optuna_ext.moves.history import Lineage
 from optuna_ext.samplers import _host
 from optuna_ext.samplers._levels import Levels
 from optuna_ext.space import from_unit
@@ -61,7 +62,7 @@ class TrialTable:
         self._not_encoded: list[int] = []  # usable trials that have no row yet
         # Continuous values by coordinate: the way there and back would round them.
         self._exact: dict[tuple[str, float], float] = {}
-        self._exhausted: set[tuple[bytes, float]] = set()
+        self._polled: dict[tuple[bytes, float], float] = {}
         self._ordered: tuple[bool, ...] = ()
 
     def __len__(self) -> int:
@@ -129,7 +130,7 @@ class TrialTable:
             pending_numbers=np.array(pending, dtype=np.int64),
             n_values=space.n_values,
             ordered=self._ordered,
-            exhausted=self._exhausted,
+            polled=self._polled,
             order=known.order,
             lineage=known.lineage,
         )
@@ -144,7 +145,7 @@ class TrialTable:
             self._evaluated = Evaluated(space.n_dims)
             self._not_encoded = np.flatnonzero(self._state == _USABLE).tolist()
             self._exact.clear()
-            self._exhausted = set()
+            self._polled = {}
             self._ordered = tuple(is_ordered(space.distributions[name]) for name in space.names)
         self._space = space
 
@@ -214,13 +215,13 @@ class Evaluated:
         numbers: Trial numbers, shape ``(room,)``; the first ``n`` increase.
         n: How many rows there are.
         order: Their indices from best to worst, shape ``(n,)``.
-        lineage: Another object when a row was not added at the end.
+        lineage: Another one when a row was not added at the end.
     """
 
     def __init__(self, n_dims: int) -> None:
         self.n = 0
         self.order = np.empty(0, np.int64)
-        self.lineage = object()
+        self.lineage = Lineage()
         self._allocate(n_dims, 0)
 
     def add(self, row: np.ndarray, value: float, tie: float, number: int) -> None:
@@ -250,7 +251,7 @@ class Evaluated:
             target[:at] = source[:at]
             target[at + 1 : self.n + 1] = source[at : self.n]
         if at < self.n:
-            self.lineage = object()
+            self.lineage = Lineage()
 
     def _allocate(self, n_dims: int, room: int) -> None:
         room = max(room, 64)
