@@ -31,15 +31,15 @@ def whose_turn(
     """
     radii = SAME + np.where(history.ordered, radius, 0.0)
     rest = _branch(history, ranking)
+    is_left = np.zeros(len(history), bool)
+    is_left[rest] = True
     for _ in range(_MAX_REGIONS):
         head = int(rest[0])
         region = agreeing(history.rows, history.rows[head], radii)
-        if len(rest) < len(history):
-            region = region[np.isin(region, rest)]
+        region = region[is_left[region]]
         n_in_vain = np.count_nonzero(region > head)
         if n_in_vain < len(radii) or len(region) == len(rest) or rng.random() >= _LEAVE:
             break
-        is_left = np.full(len(history), True)
         is_left[region] = False
         rest = rest[is_left[rest]]
     return head

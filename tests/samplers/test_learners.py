@@ -261,18 +261,24 @@ def test_more_workers_than_one_step_can_use(sampler: Sampler) -> None:
 
 
 @every
-def test_a_new_instance_for_every_trial_is_as_one_for_all(sampler: Sampler) -> None:
+@pytest.mark.parametrize("function", ["objective", "conditional", "on_a_grid"])
+@pytest.mark.parametrize("n_running", [1, 4])
+def test_a_new_instance_for_every_trial_is_as_one_for_all(
+    sampler: Sampler, function: str, n_running: int
+) -> None:
+    """Whatever a sampler remembers, it would find again."""
+
     def batches(fresh: bool) -> list[dict[str, Any]]:
         study = optuna.create_study(sampler=sampler(seed=4))
         running: list[optuna.Trial] = []
-        for number in range(80):
+        for number in range(75):
             if fresh:
                 study.sampler = sampler(seed=4)
             running.append(study.ask())
-            value = objective(running[-1])
+            value = globals()[function](running[-1])
             running[-1].set_user_attr("value", value)
-            if len(running) == 4:  # the trials end in another order than they have begun
-                ended = running.pop(number * 7 % 3)
+            if len(running) == n_running:  # they end in another order than they have begun
+                ended = running.pop(number * 7 % 3 % n_running)
                 study.tell(ended, ended.user_attrs["value"])
         return [trial.params for trial in study.trials]
 
