@@ -105,30 +105,14 @@ def to_unit(distribution: BaseDistribution, value: Any) -> float:
         >>> to_unit(IntDistribution(1, 4), 3)
         0.625
     """
+    if isinstance(distribution, FloatDistribution):
+        return _float_to_unit(distribution, _within(distribution, value))
+    if isinstance(distribution, IntDistribution):
+        return _int_to_unit(distribution, _within(distribution, value))
     if isinstance(distribution, CategoricalDistribution):
         index = int(distribution.to_internal_repr(value))
         return _center(index, len(distribution.choices))
-    if not isinstance(distribution, FloatDistribution | IntDistribution):
-        raise _unknown(distribution)
-    x = distribution.to_internal_repr(value)
-    low, high = distribution.low, distribution.high
-    if not low <= x <= high:
-        raise ValueError(f"{value!r} is not in {distribution}.")
-    if isinstance(distribution, IntDistribution):
-        return _int_to_unit(distribution, x)
-    if distribution.step is not None:
-        k = round((x - low) / distribution.step)
-        # The tolerance, in steps, is the one Optuna has for values typed by hand.
-        off_grid = abs((x - low) / distribution.step - k) >= 1e-8
-        if off_grid and x != _float_on_grid(distribution, k):
-            raise ValueError(f"{value!r} is not in {distribution}.")
-        return _center(k, _n_steps(distribution))
-    if distribution.log:
-        x, low, high = math.log(x), math.log(low), math.log(high)
-    if high - low == math.inf:
-        _check_finite(distribution)
-        x, low, high = x / 2, low / 2, high / 2
-    return min((x - low) / (high - low), _LAST) if low < high else 0.0
+    raise _unknown(distribution)
 
 
 def n_values(distribution: BaseDistribution) -> int | None:
@@ -312,6 +296,31 @@ def _log_ends(distribution: IntDistribution) -> tuple[float, float]:
     if distribution.high > _LOG_HIGH:
         raise ValueError(f"{distribution} must have `high` <= 2**44 on a log scale.")
     return math.log(distribution.low - 0.5), math.log(distribution.high + 0.5)
+
+
+def _within(distribution: FloatDistribution | IntDistribution, value: Any) -> float:
+    """Return a value as a number, if it is in the range of its distribution."""
+    x = distribution.to_internal_repr(value)
+    if not distribution.low <= x <= distribution.high:
+        raise ValueError(f"{value!r} is not in {distribution}.")
+    return x
+
+
+def _float_to_unit(distribution: FloatDistribution, x: float) -> float:
+    low, high = distribution.low, distribution.high
+    if distribution.step is not None:
+        k = round((x - low) / distribution.step)
+        # The tolerance, in steps, is the one Optuna has for values typed by hand.
+        off_grid = abs((x - low) / distribution.step - k) >= 1e-8
+        if off_grid and x != _float_on_grid(distribution, k):
+            raise ValueError(f"{x!r} is not in {distribution}.")
+        return _center(k, _n_steps(distribution))
+    if distribution.log:
+        x, low, high = math.log(x), math.log(low), math.log(high)
+    if high - low == math.inf:
+        _check_finite(distribution)
+        x, low, high = x / 2, low / 2, high / 2
+    return min((x - low) / (high - low), _LAST) if low < high else 0.0
 
 
 def _int_to_unit(distribution: IntDistribution, x: float) -> float:

@@ -35,6 +35,8 @@ def elitism(history: History, size: int, *, n_elites: int) -> np.ndarray:
         Indices of at most ``P`` rows, best first.
     """
     elites = _best(history, n_elites)
+    if len(elites) >= min(size, len(history)):
+        return elites
     recent = np.arange(max(0, len(history) - size), len(history))
     others = recent[~np.isin(recent, elites)]
     youngest = others[max(0, len(others) - size + n_elites) :]
@@ -177,14 +179,12 @@ def _draw(probabilities: np.ndarray, breeding: Breeding, rng: np.random.Generato
 
 
 def _best(history: History, n: int) -> np.ndarray:
-    """Return the indices of the ``n`` best rows, or of all; sorts only what may be among them."""
+    """Return the indices of the ``n`` best rows, or of all."""
     if not n:
         return np.arange(0)
     values = history.values
-    if len(values) > n:
-        candidates = np.flatnonzero(values <= np.partition(values, n - 1)[n - 1])
-    else:
-        candidates = np.arange(len(values))
+    last = history.ranking()[:n][-1]
+    candidates = np.flatnonzero(values <= values[last])
     return _sorted(history, candidates)[:n]
 
 

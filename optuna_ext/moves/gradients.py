@@ -17,7 +17,6 @@ import numpy as np
 Gradient = Literal["ridge", "simplex", "central", "smoothing", "none"]
 GRADIENTS: tuple[Gradient, ...] = get_args(Gradient)
 
-_ROWS = 64  # the nearest that are looked at, so that the cost does not grow with the history
 _WEIGHT = 0.01  # of the penalty of ridge regression, small as repeated trainings differ little
 _LENGTH = 1.0  # over which an effect changes, in ranges of a parameter
 _SIGMA = 0.25  # of the Gaussian weights, in ranges of a parameter
@@ -41,27 +40,27 @@ def predict(
     Returns:
         Array of shape ``(m,)``; the smaller, the better.
     """
-    distances = np.abs(offsets).sum(axis=1)
-    if len(distances) > _ROWS:
-        nearest = np.argpartition(distances, _ROWS)[:_ROWS]
-        offsets, heights = offsets[nearest], heights[nearest]
     return _METHODS[gradient](offsets, heights, candidates)
 
 
 def _ridge(offsets: np.ndarray, heights: np.ndarray, candidates: np.ndarray) -> np.ndarray:
     """Fit a sum of smooth effects of single parameters, with some room for interactions."""
     mean = heights.mean()
-    gram = _kernel(offsets, offsets)
+    kernel = _kernel(np.concatenate([offsets, candidates]), offsets)
+    gram = kernel[: len(offsets)]
     gram[np.diag_indices_from(gram)] += _WEIGHT
     weights = np.linalg.solve(gram, heights - mean)
-    return np.asarray(mean + _kernel(candidates, offsets) @ weights)
+    return np.asarray(mean + kernel[len(offsets) :] @ weights)
 
 
 def _kernel(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Return half the mean, half the root of the product, of Matern-3/2 kernels of each axis."""
-    scaled = np.sqrt(3.0) / _LENGTH * np.abs(a[:, None] - b[None])
-    axes = (1.0 + scaled) * np.exp(-scaled)
-    return np.asarray(0.5 * axes.mean(axis=-1) + 0.5 * np.sqrt(axes.prod(axis=-1)))
+    a, b = (np.sqrt(3.0) / _LENGTH * np.ascontiguousarray(rows.T) for rows in (a, b))
+    scaled = np.abs(a[:, :, None] - b[:, None, :])  # axes first, where numpy is quick to reduce
+    axes = np.exp(-scaled)
+    scaled += 1.0
+    axes *= scaled
+    return np.asarray(0.5 * axes.mean(axis=0) + 0.5 * np.sqrt(axes.prod(axis=0)))
 
 
 def _simplex(offsets: np.ndarray, heights: np.ndarray, candidates: np.ndarray) -> np.ndarray:

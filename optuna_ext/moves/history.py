@@ -11,6 +11,17 @@ import numpy as np
 SAME = 1e-9  # a continuous value and its coordinate round differently
 
 
+@dataclass(eq=False)
+class Lineage:
+    """What can be remembered while a history grows at its end.
+
+    Attributes:
+        exhausted: Indices of rows around which a search has found nothing left to evaluate.
+    """
+
+    exhausted: set[int] = field(default_factory=set)
+
+
 @dataclass(frozen=True, eq=False)
 class History:
     """What a move knows: evaluated rows of the unit cube, their values, and rows under way.
@@ -27,8 +38,12 @@ class History:
         pending_numbers: Trial numbers of ``pending``, shape ``(m,)``, increasing.
         n_values: For each column the number of different values, None if continuous.
         ordered: For each column whether its values have an order.
-        exhausted: Where a search found nothing left to evaluate: rows, as bytes, and the step it
-            began with. It adds to them, so as not to look again when there are more rows.
+        polled: How far the polls around a row have been evaluated: by row, as bytes, and first
+            step, the step to go on with, 0 if there is none. A search notes it down, so as not
+            to look again when there are more rows.
+        order: Indices of ``rows`` from best to worst, if they are known already.
+        lineage: Of two histories of the same lineage, the longer one begins with the shorter one.
+            None, if that is not known.
     """
 
     rows: np.ndarray
@@ -39,7 +54,9 @@ class History:
     pending_numbers: np.ndarray
     n_values: tuple[int | None, ...]
     ordered: tuple[bool, ...]
-    exhausted: set[tuple[bytes, float]] = field(default_factory=set)
+    polled: dict[tuple[bytes, float], float] = field(default_factory=dict)
+    order: np.ndarray | None = None
+    lineage: Lineage | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -60,7 +77,9 @@ class History:
             values=self.values[:n],
             ties=self.ties[:n],
             numbers=self.numbers[:n],
-            exhausted=set(),
+            polled={},
+            order=None,
+            lineage=None,
         )
 
     def is_taken(self, row: np.ndarray) -> bool:
@@ -69,10 +88,14 @@ class History:
         It would, if a trial has the same value in every coordinate that it asked for: then the
         objective cannot tell the two apart, whatever the coordinates it never asked for.
         """
-        return any(
-            bool(((abs(rows - row) < SAME) | np.isnan(rows)).all(axis=1).any())
-            for rows in (self.rows, self.pending[~np.isnan(self.pending).all(axis=1)])
-        )
+        absent = np.isnan(row)
+        for rows in (self.rows, self.planned):
+            same = agreeing(rows, row)
+            if absent.any():
+                same = same[np.isnan(rows[np.ix_(same, absent)]).all(axis=1)]
+            if len(same):
+                return True
+        return False
 
     def inherit(self, row: np.ndarray) -> np.ndarray:
         """Return ``row`` with NaN replaced by the coordinate of the best row that has one.
@@ -83,7 +106,23 @@ class History:
         return np.where(absent, self._best_known, row) if absent.any() else row
 
     @cached_property
+    def planned(self) -> np.ndarray:
+        """The pending rows of which anything is known."""
+        return (
+            self.pending[~np.isnan(self.pending).all(axis=1)]
+            if len(self.pending)
+            else self.pending
+        )
+
+    @cached_property
+    def has_absent(self) -> bool:
+        """Whether a row lacks a coordinate."""
+        return bool(np.isnan(self.rows).any())
+
+    @cached_property
     def _ranking(self) -> np.ndarray:
+        if self.order is not None:
+            return self.order
         return np.lexsort((self.numbers, self.ties, self.values))
 
     @cached_property
@@ -92,3 +131,24 @@ class History:
         known = ~np.isnan(self.rows[self._ranking])
         best = self._ranking[known.argmax(axis=0)] if len(self) else np.empty(0, int)
         return np.asarray(self.rows[best, np.arange(len(best))])
+
+
+def agreeing(rows: np.ndarray, row: np.ndarray, radii: np.ndarray | None = None) -> np.ndarray:
+    """Return the indices of the rows that agree with ``row`` in every coordinate both have.
+
+    Args:
+        rows: Rows of shape ``(n, d)``; quickest if column by column in memory.
+        row: Row of shape ``(d,)``.
+        radii: How far coordinates may be apart in each column. The default is not at all.
+    """
+    found = np.arange(len(rows))
+    reach = [SAME] * len(row) if radii is None else radii.tolist()
+    for column, (u, radius) in enumerate(zip(row.tolist(), reach, strict=True)):
+        if u != u:
+            continue
+        # A column leaves only a few rows to look at.
+        there = rows[:, column] if len(found) == len(rows) else rows[found, column]
+        found = found[~(np.abs(there - u) > radius)]
+        if not len(found):
+            break
+    return found

@@ -78,7 +78,7 @@ def _finest_poll(
 ) -> tuple[float, int] | None:
     """Return the smallest step of a whole poll and its latest trial, if it was in vain."""
     center = history.rows[index]
-    near = np.flatnonzero(differ_at_most_once(history.rows, center))
+    near = differ_at_most_once(history.rows, center)
     finest = None
     for step, neighbors in polls(center, search.initial_step, history, search):
         found = [near[matches(history.rows[near], row)] for row in neighbors]

@@ -18,6 +18,7 @@ import numpy as np
 
 from optuna_ext.moves.gradients import Gradient
 from optuna_ext.moves.gradients import predict
+from optuna_ext.moves.history import agreeing
 from optuna_ext.moves.history import History
 from optuna_ext.moves.history import SAME
 from optuna_ext.moves.turns import whose_turn
@@ -31,6 +32,7 @@ _LAST = np.nextafter(1.0, 0.0)
 _N_BOLD = 2  # trials after a success that may go in several coordinates at once
 _MAX_CENTERS = 32  # polled through in vain before a point anywhere is taken
 _N_ANYWHERE = 64  # such points tried
+_N_ROWS = 64  # the nearest ones, that a gradient is made of: a trial's cost must not grow
 _CHOICE = 0.5  # offset of a choice: two different ones are as far apart as a parameter's ends
 
 
@@ -78,12 +80,11 @@ def next_row(history: History, search: Neighborhood, rng: np.random.Generator) -
     ranking = history.ranking()
     if not np.isfinite(history.values[ranking[0]]):  # nothing to start from yet
         return np.full(history.rows.shape[1], np.nan)
-    known = _known(history)
     first = ranking[0]  # a complete poll is not left before it is over
     if search.poll == "opportunistic":
         first = whose_turn(history, ranking, search.initial_step, rng)
     for index in (first, *ranking[:_MAX_CENTERS]):
-        row = _neighbor(history, ranking, index, known, search, rng)
+        row = _neighbor(history, ranking, int(index), search, rng)
         if row is not None:
             return row
     for _ in range(_N_ANYWHERE):
@@ -106,24 +107,28 @@ def poll(center: np.ndarray, step: float, history: History, levels: Levels) -> n
     Returns:
         Array of shape ``(m, d)``.
     """
-    neighbors = []
-    for column, u in enumerate(center):
-        if np.isnan(u):
+    columns: list[int] = []
+    coordinates: list[float] = []
+    for column, u in enumerate(center.tolist()):
+        if u != u:
             continue
         values = levels[column]
         if values is None:
-            around = np.array([max(u - step, 0.0), min(u + step, _LAST)])
+            around = [max(u - step, 0.0), min(u + step, _LAST)]
         elif history.ordered[column]:
             here = int(np.abs(values - u).argmin())
             lower = min(int(np.abs(values - (u - step)).argmin()), here - 1)
             upper = max(int(np.abs(values - (u + step)).argmin()), here + 1)
-            around = values[[i for i in (lower, upper) if 0 <= i < len(values)]]
+            around = [float(values[i]) for i in (lower, upper) if 0 <= i < len(values)]
         else:
-            around = values
-        for value in around[np.abs(around - u) > SAME]:
-            neighbors.append(center.copy())
-            neighbors[-1][column] = value
-    return np.array(neighbors).reshape(len(neighbors), len(center))
+            around = values.tolist()
+        around = [v for v in around if abs(v - u) > SAME]
+        columns += [column] * len(around)
+        coordinates += around
+    neighbors = np.empty((len(columns), len(center)))
+    neighbors[:] = center
+    neighbors[np.arange(len(columns)), columns] = coordinates
+    return neighbors
 
 
 def polls(
@@ -144,46 +149,55 @@ def _neighbor(
     history: History,
     ranking: np.ndarray,
     index: int,
-    known: np.ndarray,
     search: Neighborhood,
     rng: np.random.Generator,
 ) -> np.ndarray | None:
     """Return the next row of the polls around a center, None if they are all over."""
+    if history.lineage is not None and index in history.lineage.exhausted:
+        return None
     step = _first_step(history, ranking, index, search)
     if search.poll == "complete":
         index, step = _unfinished(history, ranking, index, search) or (index, step)
     center = _center(history, index, search)
     place = center.tobytes(), step
-    if place in history.exhausted:
-        return None
-    near = differ_at_most_once(known, center)
-    candidates = _untried(center, step, known[near], history, search)
-    if len(candidates):
-        return _choose(history, ranking, index, center, candidates, search, rng)
-    if not near[len(history) :].any():  # a row that is on its way may fail
-        history.exhausted.add(place)
+    step = history.polled.get(place, step)
+    if step > 0:
+        under_way = history.planned[differ_at_most_once(history.planned, center)]
+        evaluated = history.rows[differ_at_most_once(history.rows, center)]
+        near = np.concatenate([evaluated, under_way])
+        candidates, step = _untried(center, step, near, history, search)
+        if not len(under_way):  # a row that is on its way may fail
+            history.polled[place] = step
+        if len(candidates):
+            return _choose(history, ranking, index, center, candidates, search, rng)
+        if len(under_way):
+            return None
+    # Without an absent coordinate, center and step are the same for ever.
+    if history.lineage is not None and search.poll == "opportunistic" and not history.has_absent:
+        history.lineage.exhausted.add(index)
     return None
 
 
 def _untried(
-    center: np.ndarray, step: float, known: np.ndarray, history: History, search: Neighborhood
-) -> np.ndarray:
-    """Return the neighbors to try next: those of the largest step that has any.
+    center: np.ndarray, step: float, near: np.ndarray, history: History, search: Neighborhood
+) -> tuple[np.ndarray, float]:
+    """Return the neighbors to try next, those of the largest step that has any, and that step.
 
     An axis on which that step has failed on both sides is ahead of the others, by one halving:
     small gains along flat axes must not keep the steps along a steep one long.
     """
-    found = np.empty((0, len(center)))
-    for _, neighbors in polls(center, step, history, search):
-        fresh = _not_among(known, neighbors)
+    found, found_at = np.empty((0, len(center))), 0.0
+    for smaller, neighbors in polls(center, step, history, search):
+        fresh = _not_among(near, neighbors)
         if len(found):
             ahead = ~(np.abs(found - center) > SAME).any(axis=0)
             fresh = fresh[(np.abs(fresh - center) > SAME)[:, ahead].any(axis=1)]
-            return np.concatenate([found, fresh])
-        found = fresh
-        if len(found) and search.poll == "complete":
-            break
-    return found
+            return np.concatenate([found, fresh]), found_at
+        if len(fresh):
+            found, found_at = fresh, smaller
+            if search.poll == "complete":
+                break
+    return found, found_at
 
 
 def _choose(
@@ -196,25 +210,32 @@ def _choose(
     rng: np.random.Generator,
 ) -> np.ndarray:
     """Return the most promising of the candidates and, after a success, of bolder ones."""
-    offsets = _offsets(history.rows, center, history, search.levels)
-    scores = _scores(history.values, history.ties)
-    heights = scores - scores[index]
+    nearest = _nearest(history, center, search.levels)
+    offsets = _offsets(history.rows[nearest], center, history, search.levels)
+    scores = _scores(history, np.append(nearest, index))
+    heights = scores[:-1] - scores[-1]
 
     def expect(rows: np.ndarray) -> np.ndarray:
         there = _offsets(rows, center, history, search.levels)
         return predict(search.gradient, offsets, heights, there)
 
-    expected = expect(candidates)
     n_since = len(history) - 1 - index + len(history.pending)
-    if n_since < _N_BOLD and search.poll == "opportunistic":
-        here = expect(center[None])[0]
+    if n_since >= _N_BOLD or search.poll == "complete":
+        expected = expect(candidates)
+    else:
+        expected = expect(np.concatenate([candidates, center[None]]))
+        expected, here = expected[:-1], expected[-1]
         bold = [
             *_joint(center, candidates, expected - here),
             *_speculative(history, ranking, index, center, search.levels),
         ]
-        bold_rows = np.array(bold).reshape(len(bold), len(center))
-        bold_rows = _not_among(_known(history), bold_rows)
-        if len(bold_rows):
+        bold = [
+            row
+            for row in bold
+            if not any(len(agreeing(rows, row)) for rows in (history.rows, history.planned))
+        ]
+        if bold:
+            bold_rows = np.array(bold)
             candidates = np.concatenate([candidates, bold_rows])
             # Without a gradient the last successful direction is all there is to go by.
             bonus = -1.0 if search.gradient == "none" else 0.0
@@ -265,8 +286,7 @@ def _first_step(history: History, ranking: np.ndarray, index: int, search: Neigh
 
 def _previous(ranking: np.ndarray, index: int) -> int | None:
     """Return the best row before ``index``: the center that it was an improvement on."""
-    older = ranking[ranking < index]
-    return int(older[0]) if len(older) else None
+    return int(ranking[(ranking < index).argmax()]) if index else None
 
 
 def _unfinished(
@@ -290,7 +310,9 @@ def _unfinished(
         center = _center(history, record, search)
         neighbors = poll(center, step, history, search.levels)
         was_polled = matches(neighbors, history.rows[index]).any()
-        if was_polled and len(_not_among(_known(history), neighbors)):
+        if was_polled and len(
+            _not_among(np.concatenate([history.rows, history.planned]), neighbors)
+        ):
             return record, step
     return None
 
@@ -319,6 +341,8 @@ def averaged(history: History, n_repeats: int) -> tuple[History, np.ndarray | No
         values=(sums[0] / counts)[order],
         ties=(sums[1] / counts)[order],
         numbers=history.numbers[first[order]],
+        order=None,
+        lineage=None,
     )
     best = averaged.ranking()[0]
     row = averaged.rows[best]
@@ -339,12 +363,6 @@ def _snap(row: np.ndarray, levels: Levels) -> np.ndarray:
     return row
 
 
-def _known(history: History) -> np.ndarray:
-    """Return the rows that are evaluated or on their way."""
-    planned = ~np.isnan(history.pending).all(axis=1)
-    return np.concatenate([history.rows, history.pending[planned]])
-
-
 def _not_among(known: np.ndarray, rows: np.ndarray) -> np.ndarray:
     """Return those of ``rows`` that agree with none of the known rows."""
     differ = (np.abs(known[:, None] - rows[None]) > SAME).any(axis=2)
@@ -352,8 +370,16 @@ def _not_among(known: np.ndarray, rows: np.ndarray) -> np.ndarray:
 
 
 def differ_at_most_once(rows: np.ndarray, center: np.ndarray) -> np.ndarray:
-    """Tell which rows have at most one coordinate that differs, absent ones aside."""
-    return np.asarray(np.count_nonzero(np.abs(rows - center) > SAME, axis=1) <= 1)
+    """Return the indices of rows with at most one coordinate that differs, absent ones aside."""
+    found = np.arange(len(rows))
+    n_different = np.zeros(len(rows), np.int8)
+    for column, u in enumerate(center.tolist()):  # two columns leave only a few rows to look at
+        there = rows[:, column] if len(found) == len(rows) else rows[found, column]
+        n_different += np.abs(there - u) > SAME
+        if column:
+            left = n_different <= 1
+            found, n_different = found[left], n_different[left]
+    return found
 
 
 def matches(rows: np.ndarray, row: np.ndarray) -> np.ndarray:
@@ -366,29 +392,46 @@ def _offsets(rows: np.ndarray, center: np.ndarray, history: History, levels: Lev
 
     A coordinate that a row or the center does not have makes no difference.
     """
-    columns = []
-    for column, u in enumerate(center):
-        there = np.where(np.isnan(rows[:, column]), u, rows[:, column])
-        values = levels[column]
-        if values is None or history.ordered[column]:
-            columns.append(np.nan_to_num(there - u)[:, None])
-        else:
-            chosen = np.abs(there[:, None] - values) < SAME
-            columns.append(_CHOICE * (chosen.astype(float) - (np.abs(u - values) < SAME)))
+    offsets = rows - center
+    offsets[np.isnan(offsets)] = 0.0
+    is_choice = [v is not None and not o for v, o in zip(levels, history.ordered, strict=True)]
+    if not any(is_choice):
+        return np.asarray(offsets)
+    columns = [offsets[:, ~np.array(is_choice)]]
+    for column in np.flatnonzero(is_choice).tolist():
+        here, values = center[column], levels[column]
+        there = np.where(np.isnan(rows[:, column]), here, rows[:, column])
+        chosen = np.abs(there[:, None] - values) < SAME
+        columns.append(_CHOICE * (chosen.astype(float) - (np.abs(here - values) < SAME)))
     return np.concatenate(columns, axis=1)
 
 
-def _scores(values: np.ndarray, ties: np.ndarray) -> np.ndarray:
-    """Return the logarithm of each row's rank, standardized: what is good is told apart finely.
+def _nearest(history: History, center: np.ndarray, levels: Levels) -> np.ndarray:
+    """Return the indices of the rows nearest to a center, as many as are worth looking at."""
+    if len(history) <= _N_ROWS:
+        return np.arange(len(history))
+    distances = np.zeros(len(history))
+    for column, u in enumerate(center.tolist()):
+        distance = np.abs(history.rows[:, column] - u)
+        if levels[column] is not None and not history.ordered[column]:
+            distance = 2.0 * _CHOICE * (distance > SAME)
+        elif history.has_absent or u != u:
+            distance = np.nan_to_num(distance)
+        distances += distance
+    return np.argpartition(distances, _N_ROWS)[:_N_ROWS]
 
-    Ranks make the scale of the objective, outliers and infinities harmless.
+
+def _scores(history: History, indices: np.ndarray) -> np.ndarray:
+    """Return the logarithm of the ranks of some rows: what is good is told apart finely.
+
+    Ranks make the scale of the objective, outliers and infinities harmless. Equals share theirs.
     """
-    order = np.lexsort((ties, values))
-    values, ties = values[order], ties[order]
-    changes = (values[1:] != values[:-1]) | (ties[1:] != ties[:-1])
-    group = np.concatenate([[0], np.cumsum(changes)])
-    counts = np.bincount(group)
-    middle = np.cumsum(counts) - (counts - 1) / 2
-    scores = np.empty(len(values))
-    scores[order] = np.log(middle[group])
-    return np.asarray((scores - scores.mean()) / max(scores.std(), SAME))
+    ranking = history.ranking()
+    values, ties = history.values[ranking], history.ties[ranking]
+    is_first = np.full(len(values) + 1, True)  # of its equals, and behind the last one
+    is_first[1:-1] = (values[1:] != values[:-1]) | (ties[1:] != ties[:-1])
+    firsts = np.flatnonzero(is_first)
+    places = np.empty(len(ranking), np.int64)
+    places[ranking] = np.arange(len(ranking))
+    group = np.searchsorted(firsts, places[indices], side="right") - 1
+    return np.asarray(np.log((firsts[group] + firsts[group + 1] + 1) / 2))

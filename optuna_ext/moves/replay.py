@@ -15,6 +15,8 @@ from typing import TypeVar
 
 import numpy as np
 
+from optuna_ext.moves.history import agreeing
+
 
 if TYPE_CHECKING:
     from optuna_ext.moves.history import History
@@ -34,8 +36,7 @@ _T = TypeVar("_T")
 Search = Generator[list[np.ndarray], Evaluation, _T]
 Snap = Callable[[np.ndarray], np.ndarray]
 
-SAME = 1e-9  # a continuous value and its coordinate round differently
-_MAX_NEW_RUNS = 8  # how many runs may be started to find one row
+_MAX_NEW_RUNS = 8  # how many more runs than there are evaluations are tried to find a row
 _MAX_OVERTAKEN = 16  # a trial is given up when so many younger ones, per running one, have ended
 
 
@@ -89,14 +90,18 @@ class Replay:
             self._starts, self._runs = _start_up(history, self._n_startup), []
             self._last_start = max(history.numbers[: self._n_startup], default=0)
         self._seen = history
-        live = [run for run in self._runs if run.wanted]
-        since = max((run.latest for run in self._runs if not run.wanted), default=self._last_start)
-        for k in range(len(live) + _MAX_NEW_RUNS if self._starts else 0):
-            run = live[k] if k < len(live) else self._new_run(history)
-            run.replay(history, since=since if k == 0 else None)
+        since: int | None = self._last_start  # until a run has not ended
+        n_runs = len(history) + _MAX_NEW_RUNS if self._starts else 0  # the history alone decides
+        for k in range(n_runs):
+            run = self._runs[k] if k < len(self._runs) else self._new_run(history)
+            run.replay(history, since=since)
             for row in map(self._snap, run.wanted):
                 if find(history.rows, row) is None and find(pending, row) is None:
                     return row
+            if run.wanted:
+                since = None
+            elif since is not None:
+                since = max(since, run.latest)
         return np.full(history.rows.shape[1], np.nan)
 
     def _new_run(self, history: History) -> _Run:
@@ -120,6 +125,8 @@ class Replay:
             return False
         if (old.n_values, old.ordered) != (new.n_values, new.ordered):
             return False
+        if old.lineage is not None and old.lineage is new.lineage:
+            return True
         at = np.searchsorted(new.numbers, old.numbers)
         if at[-1] >= len(new) or not (
             np.array_equal(old.numbers, new.numbers[at])
@@ -200,11 +207,10 @@ def find(rows: np.ndarray, row: np.ndarray) -> int | None:
     NaN agrees with every coordinate: it was not asked for, or any will do. There must be at least
     one coordinate that both have.
     """
-    found = np.arange(len(rows))
-    columns = np.flatnonzero(~np.isnan(row))
-    for column in columns:  # a few columns leave only a few rows to look at
-        found = found[~(np.abs(rows[found, column] - row[column]) >= SAME)]
-    found = found[~np.isnan(rows[np.ix_(found, columns)]).all(axis=1)]
+    found = agreeing(rows, row)
+    if len(found):
+        has_none = np.isnan(rows[found]) | np.isnan(row)
+        found = found[~has_none.all(axis=1)]
     return int(found[0]) if len(found) else None
 
 

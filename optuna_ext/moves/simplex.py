@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from optuna_ext.moves.history import SAME
 from optuna_ext.moves.replay import Evaluation
-from optuna_ext.moves.replay import SAME
 from optuna_ext.moves.replay import Search
 from optuna_ext.moves.replay import Snap
 

@@ -104,15 +104,14 @@ def _informants(
     history: History, particle: int, n_particles: int, topology: Topology
 ) -> np.ndarray:
     """Return the indices of the best rows of a particle's neighbors and its own, best first."""
-    particles = history.numbers % n_particles
-    distance = np.abs(particles - particle)
-    near = np.minimum(distance, n_particles - distance) <= (
-        1 if topology == "ring" else n_particles
-    )
-    order = np.flatnonzero(near)
-    order = order[np.argsort(history.values[order], kind="stable")]
-    _, first = np.unique(particles[order], return_index=True)
-    return order[np.sort(first)]
+    ranking = history.ranking()
+    particles = history.numbers[ranking] % n_particles
+    best = np.full(n_particles, -1)
+    best[particles[::-1]] = ranking[::-1]  # of several of a particle the last one stays
+    if topology == "ring":
+        best = best[[(particle + side) % n_particles for side in (-1, 0, 1)]]
+    best = np.unique(best[best >= 0])
+    return best[np.argsort(history.values[best], kind="stable")]
 
 
 def _vote(votes: np.ndarray, coordinates: np.ndarray | float, weights: np.ndarray | float) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from optuna_ext.moves.history import agreeing
 from optuna_ext.moves.history import History
 from optuna_ext.moves.history import SAME
 
@@ -30,13 +31,17 @@ def whose_turn(
     """
     radii = SAME + np.where(history.ordered, radius, 0.0)
     rest = _branch(history, ranking)
+    is_left = np.zeros(len(history), bool)
+    is_left[rest] = True
     for _ in range(_MAX_REGIONS):
         head = int(rest[0])
-        is_far = (np.abs(history.rows - history.rows[head]) > radii).any(axis=1)[rest]
-        n_in_vain = np.count_nonzero(rest[~is_far] > head)
-        if n_in_vain < len(radii) or not is_far.any() or rng.random() >= _LEAVE:
+        region = agreeing(history.rows, history.rows[head], radii)
+        region = region[is_left[region]]
+        n_in_vain = np.count_nonzero(region > head)
+        if n_in_vain < len(radii) or len(region) == len(rest) or rng.random() >= _LEAVE:
             break
-        rest = rest[is_far]
+        is_left[region] = False
+        rest = rest[is_left[rest]]
     return head
 
 
@@ -47,9 +52,9 @@ def _branch(history: History, ranking: np.ndarray) -> np.ndarray:
     another branch is good for, as each needs values of its own. So trials are shared among the
     branches, by the rank of their best rows: the k-th best gets one in proportion to k**-1.5.
     """
-    present = ~np.isnan(history.rows[ranking])
-    if present.all():
+    if not history.has_absent:
         return ranking
+    present = ~np.isnan(history.rows[ranking])
     packed = np.packbits(present, axis=1)
     _, bests, branches, counts = np.unique(
         packed.view(f"S{packed.shape[1]}").ravel(),
@@ -58,7 +63,7 @@ def _branch(history: History, ranking: np.ndarray) -> np.ndarray:
         return_counts=True,
     )
     centers = history.rows[ranking[bests]]
-    for row in history.pending[~np.isnan(history.pending).all(axis=1)]:
+    for row in history.planned:
         distances = np.nan_to_num(np.abs(centers - row))
         distances = np.where(history.ordered, distances, distances > SAME)
         counts[distances.sum(axis=1).argmin()] += 1

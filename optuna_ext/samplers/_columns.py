@@ -4,7 +4,6 @@ from collections import OrderedDict
 import itertools
 import threading
 from typing import TYPE_CHECKING
-import weakref
 
 from optuna_ext.samplers import _host
 
@@ -13,7 +12,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from collections.abc import Sequence
 
-    from optuna.storages import BaseStorage
     from optuna.study import Study
     from optuna.trial import FrozenTrial
 
@@ -39,9 +37,7 @@ class ColumnMap:
     def __init__(self, declared: Sequence[str] = ()) -> None:
         self._declared = tuple(declared)
         self._lock = threading.Lock()
-        self._names: weakref.WeakKeyDictionary[BaseStorage, dict[int, _Names]] = (
-            weakref.WeakKeyDictionary()
-        )
+        self._names: _host.StudyCache[_Names] = _host.StudyCache()
 
     def __getstate__(self) -> tuple[str, ...]:
         return self._declared
@@ -52,9 +48,8 @@ class ColumnMap:
     def columns(self, study: Study, trial: FrozenTrial, names: Iterable[str]) -> dict[str, int]:
         """Return the columns of ``names``, about to be suggested in this order by ``trial``."""
         names = tuple(names)
-        storage, study_id = _host.identity(study)
         with self._lock:
-            known = self._get(storage, study_id)
+            known = self._names.get(study, self._new)
             if all(name in known.settled for name in names):
                 return {name: known.settled[name] for name in names}
             own = known.running.get(trial.number, {})
@@ -70,9 +65,8 @@ class ColumnMap:
 
         ``trial`` itself, still suggesting, is not counted.
         """
-        storage, study_id = _host.identity(study)
         with self._lock:
-            known = self._get(storage, study_id)
+            known = self._names.get(study, self._new)
             if known.n_first is None or (known.open and known.open[0] < known.first_number):
                 trials = known.update(study)
                 for number in known.open:
@@ -83,11 +77,8 @@ class ColumnMap:
                         return len(names)
             return known.n_first
 
-    def _get(self, storage: BaseStorage, study_id: int) -> _Names:
-        studies = self._names.setdefault(storage, {})
-        if study_id not in studies:
-            studies[study_id] = _Names(self._declared)
-        return studies[study_id]
+    def _new(self) -> _Names:
+        return _Names(self._declared)
 
 
 class _Names:

@@ -204,8 +204,10 @@ class EvolutionarySampler(HistorySampler):
                 scale_of(distribution) if ordered else None
                 for distribution, ordered in zip(distributions, history.ordered, strict=True)
             ),
-            snap=lambda column, u: to_unit(
-                distributions[column], from_unit(distributions[column], u)
+            snap=lambda column, u: (
+                u
+                if space.n_values[column] is None
+                else to_unit(distributions[column], from_unit(distributions[column], u))
             ),
             rng=rng,
         )

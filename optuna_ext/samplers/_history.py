@@ -1,13 +1,11 @@
 from __future__ import annotations
 
 import abc
-import math
 import threading
 from typing import Any
 from typing import get_args
 from typing import Literal
 from typing import TYPE_CHECKING
-import weakref
 
 import numpy as np
 from optuna.samplers import BaseSampler
@@ -17,7 +15,9 @@ from optuna_ext._checks import check_int
 from optuna_ext.samplers import _host
 from optuna_ext.samplers._design import DesignSampler
 from optuna_ext.samplers._levels import Levels
+from optuna_ext.samplers._snap import snap_to
 from optuna_ext.samplers._sobol import SobolSampler
+from optuna_ext.samplers._trial_table import encode
 from optuna_ext.samplers._trial_table import TrialTable
 from optuna_ext.space import from_unit
 from optuna_ext.space import UnitSpace
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from optuna.distributions import BaseDistribution
-    from optuna.storages import BaseStorage
     from optuna.study import Study
     from optuna.trial import FrozenTrial
     from optuna.trial import TrialState
@@ -37,8 +36,8 @@ if TYPE_CHECKING:
 
 FailedTrials = Literal["ignore", "worst"]
 
-_PLAN = "optuna_ext:plan"  # user attribute of a running trial: where it is going
-_MAX_PLANS = 16  # how often a trial gives way to others that had the same idea
+_MAX_PROPOSALS = 8  # of the search, before a trial that always has to give way goes anywhere
+_MAX_ROWS = 64  # tried in all
 
 
 class HistorySampler(BaseSampler, abc.ABC):
@@ -54,11 +53,18 @@ class HistorySampler(BaseSampler, abc.ABC):
     for every parameter it may ask for; one that nobody asked for before, or to which
     :meth:`_next_row` gives NaN, comes from the start-up sampler.
 
-    Workers that are between reading the history and storing their parameters cannot see each
-    other's choice. So, while other trials are running, a trial first writes its plan, then reads
-    the others' (some may be finished by now) and gives way to an equal one: two trials that both
-    end up with the same row would each have read the history before the other had written, which
-    cannot be.
+    No two trials get the same row, whatever workers, threads and storages do. A trial writes the
+    row it has chosen as its plan, then reads the trials, and chooses again if the row is taken:
+    by an evaluated trial, by the parameters of a running one, or by its plan. Of two trials that
+    ended up with the same row, one would have written its last plan before the other one did its
+    last reading, which then would have shown it. This holds even for a trial that sees nobody:
+    somebody may start before it has stored its first parameter, and would know neither its row
+    nor, as nobody shall wait, when it will be known. So every trial writes a plan. Reading once
+    more is what costs, and what a trial that is alone at both times learns nothing from.
+
+    The row of a trial is chosen as a whole, and so can be compared, as soon as a trial is
+    finished or if the search space is given. A row is repeated only if the search wants that, or
+    if the space is all but used up.
     """
 
     def __init__(
@@ -90,12 +96,13 @@ class HistorySampler(BaseSampler, abc.ABC):
 
     def _reset_caches(self) -> None:
         self._lock = threading.RLock()
-        self._tables: weakref.WeakKeyDictionary[BaseStorage, dict[int, TrialTable]] = (
-            weakref.WeakKeyDictionary()
-        )
+        self._tables: _host.StudyCache[TrialTable] = _host.StudyCache()
         # Coordinates planned for running trials, for values that their distributions do not have.
         self._plans: dict[tuple[int, int, int], dict[str, float]] = {}
-        self._unit_space_cache: tuple[dict[str, BaseDistribution], UnitSpace] | None = None
+        self._unit_space_cache: tuple[Mapping[str, BaseDistribution], UnitSpace] = (
+            {},
+            UnitSpace({}),
+        )
 
     def __getstate__(self) -> dict[str, Any]:
         caches = ("_lock", "_tables", "_plans", "_unit_space_cache")
@@ -130,25 +137,23 @@ class HistorySampler(BaseSampler, abc.ABC):
     ) -> dict[str, BaseDistribution]:
         self._check_objectives(study)
         table = self._read(study)
-        if self._is_startup(table, trial):
-            return self._startup.infer_relative_search_space(study, trial)
         space = table.space() if self._search_space is None else self._search_space
-        return {name: dist for name, dist in space.items() if not dist.single()}
+        if self._is_startup(table, trial):
+            return self._startup.infer_relative_search_space(study, trial) | space
+        return dict(space)
 
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
+        if not search_space:
+            return {}
         with self._lock:
-            table = self._table(study)
-            if self._is_startup(table, trial):
-                params = self._startup.sample_relative(study, trial, search_space)
-                return {n: self._admit(n, v, search_space[n]) for n, v in params.items()}
-            if not search_space:
-                return {}
-            space = self._unit_space(search_space)
-            plan = self._plan(study, trial, table, space)
+            table, space = self._table(study), self._unit_space(search_space)
+            row, given = self._choose_row(study, trial, table, space)
+            plan = _by_name(space, row)
             self._plans[_host.trial_key(study, trial)] = plan
-            return {name: table.value(space, name, u) for name, u in plan.items()}
+            params = {name: table.value(space, name, u) for name, u in plan.items()}
+            return params | given
 
     def sample_independent(
         self,
@@ -165,7 +170,7 @@ class HistorySampler(BaseSampler, abc.ABC):
         if isinstance(self._startup, DesignSampler):  # it spreads over whatever there is
             return self._startup.sample_independent(study, trial, param_name, distribution)
         value = self._startup.sample_independent(study, trial, param_name, param_distribution)
-        return self._admit(param_name, value, param_distribution)
+        return _nearest(distribution, value)
 
     def before_trial(self, study: Study, trial: FrozenTrial) -> None:
         self._check_objectives(study)
@@ -188,32 +193,26 @@ class HistorySampler(BaseSampler, abc.ABC):
                 f"{len(study.directions)}."
             )
 
-    def _admit(self, name: str, value: Any, distribution: BaseDistribution) -> Any:
-        """Return the value to be tried that is nearest to the one given."""
-        admissible = self._admissible(name, distribution)
-        return admissible.nearest(value) if isinstance(admissible, Levels) else value
-
     def _unit_space(self, search_space: Mapping[str, BaseDistribution]) -> UnitSpace:
-        if self._unit_space_cache is None or self._unit_space_cache[0] != search_space:
+        known, space = self._unit_space_cache
+        if known is not search_space and known != search_space:
             space = UnitSpace({n: self._admissible(n, d) for n, d in search_space.items()})
-            self._unit_space_cache = dict(search_space), space
-        return self._unit_space_cache[1]
+        self._unit_space_cache = search_space, space
+        return space
 
-    def _rng(self, study: Study, number: int) -> np.random.Generator:
-        return np.random.default_rng((_host.seed_of(study, self._seed), number))
+    def _rng(self, study: Study, *numbers: int) -> np.random.Generator:
+        return np.random.default_rng((_host.seed_of(study, self._seed), *numbers))
 
     def _table(self, study: Study) -> TrialTable:
-        storage, study_id = _host.identity(study)
+        def make() -> TrialTable:
+            return TrialTable(
+                maximize=study.direction == StudyDirection.MAXIMIZE,
+                count_failed=self._failed == "worst",
+                tie=self._tie,
+            )
+
         with self._lock:
-            tables = self._tables.setdefault(storage, {})
-            if study_id not in tables:
-                tables[study_id] = TrialTable(
-                    maximize=study.direction == StudyDirection.MAXIMIZE,
-                    count_failed=self._failed == "worst",
-                    tie=self._tie,
-                    plan_key=_PLAN,
-                )
-            return tables[study_id]
+            return self._tables.get(study, make)
 
     def _read(self, study: Study) -> TrialTable:
         table = self._table(study)
@@ -224,23 +223,71 @@ class HistorySampler(BaseSampler, abc.ABC):
     def _is_startup(self, table: TrialTable, trial: FrozenTrial) -> bool:
         return table.n_started_before(trial.number) < self._n_startup_trials or not table.n_usable
 
-    def _plan(
+    def _choose_row(
         self, study: Study, trial: FrozenTrial, table: TrialTable, space: UnitSpace
-    ) -> dict[str, float]:
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        """Return a row that no other trial has, and the values that were given for some of it.
+
+        The class says why no other trial can come to have it.
+        """
         history = table.history(space, exclude=trial.number)
-        for _ in range(_MAX_PLANS):
-            rng = self._rng(study, trial.number)
-            row = self._next_row(history, space, trial.number, rng)
-            plan = {
-                name: float(u)
-                for name, u in zip(space.names, row, strict=True)
-                if not math.isnan(u)
-            }
-            # Where a plan was ever needed, a worker may start before this trial has parameters.
-            if not len(history.pending_numbers) and not table.has_plans:
+        fixed = _host.fixed_params(trial)
+        given: dict[str, Any] = {}
+        goes_anywhere = False
+        for attempt in range(_MAX_ROWS):
+            goes_anywhere = goes_anywhere or attempt >= _MAX_PROPOSALS
+            if goes_anywhere:
+                rng = self._rng(study, trial.number, attempt)
+                row, given = snap_to(space)(rng.random(space.n_dims)), {}
+            else:
+                row, given = self._propose(study, trial, history, space)
+            is_taken = history.is_taken(row)
+            is_meant = is_taken and not given and not goes_anywhere  # a search may repeat a trial
+            if fixed:
+                fixed_row = encode(space, fixed)
+                row = np.where(np.isnan(fixed_row), row, fixed_row)
+                is_taken = history.is_taken(row)
+            if is_taken and not is_meant:
+                goes_anywhere = True  # the same would be proposed again
+                continue
+            if np.isnan(row).all():  # the start-up sampler will decide
                 break
-            _host.set_trial_user_attr(study, trial, _PLAN, plan)
-            known, history = history, self._read(study).history(space, exclude=trial.number)
-            if known.is_taken(row) or not history.is_taken(row):
+            n_trials = len(table) if table.is_alone(trial.number) else None
+            _host.set_trial_plan(study, trial, _by_name(space, row))
+            self._read(study)
+            is_alone = len(table) == n_trials and table.is_alone(trial.number)
+            if is_meant or is_alone:
                 break
-        return plan
+            history = table.history(space, exclude=trial.number)
+            if not history.is_taken(row):
+                break
+        return row, given
+
+    def _propose(
+        self, study: Study, trial: FrozenTrial, history: History, space: UnitSpace
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        """Return the search's row, and the start-up sampler's values for what it lacks."""
+        from_startup: dict[str, BaseDistribution] = {}
+        if len(history) and not self._is_startup(self._table(study), trial):
+            row = self._next_row(history, space, trial.number, self._rng(study, trial.number))
+        else:
+            row = np.full(space.n_dims, np.nan)
+            from_startup = self._startup.infer_relative_search_space(study, trial)
+        missing = [name for name, u in zip(space.names, row.tolist(), strict=True) if u != u]
+        if not missing:
+            return row, {}
+        if isinstance(self._startup, DesignSampler):  # none of its values depends on another one
+            from_startup = {name: space.distributions[name] for name in missing}
+        values = self._startup.sample_relative(study, trial, from_startup) if from_startup else {}
+        given = {n: _nearest(space.distributions[n], values[n]) for n in missing if n in values}
+        return np.where(np.isnan(row), encode(space, given), row), given
+
+
+def _by_name(space: UnitSpace, row: np.ndarray) -> dict[str, float]:
+    """Return the coordinates that a row has."""
+    return {name: u for name, u in zip(space.names, row.tolist(), strict=True) if u == u}
+
+
+def _nearest(distribution: BaseDistribution, value: Any) -> Any:
+    """Return the value to be tried that is nearest to the one given."""
+    return distribution.nearest(value) if isinstance(distribution, Levels) else value

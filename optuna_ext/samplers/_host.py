@@ -5,7 +5,10 @@ from __future__ import annotations
 import copy
 import hashlib
 from typing import Any
+from typing import Generic
 from typing import TYPE_CHECKING
+from typing import TypeVar
+import weakref
 
 import optuna
 from optuna.trial import TrialState
@@ -19,6 +22,34 @@ if TYPE_CHECKING:
     from optuna.study import Study
     from optuna.trial import FrozenTrial
 
+_T = TypeVar("_T")
+_PLAN = "optuna_ext:plan"
+
+
+class StudyCache(Generic[_T]):
+    """What a sampler remembers of each study, for as long as the study's storage lives.
+
+    Studies are told apart by storage and id: a bracket's view is a new object at every call, and
+    names may repeat across storages. A pickle leaves everything behind.
+    """
+
+    def __init__(self) -> None:
+        self._kept: weakref.WeakKeyDictionary[BaseStorage, dict[int, _T]] = (
+            weakref.WeakKeyDictionary()
+        )
+
+    def __reduce__(self) -> tuple[type[StudyCache[_T]], tuple[()]]:
+        return type(self), ()
+
+    def get(self, study: Study, make: Callable[[], _T]) -> _T:
+        """Return what is kept of the study; if there is nothing yet, keep what ``make`` gives."""
+        kept = self._kept.get(study._storage)
+        if kept is None:
+            kept = self._kept.setdefault(study._storage, {})
+        if study._study_id not in kept:
+            kept[study._study_id] = make()
+        return kept[study._study_id]
+
 
 def all_trials(study: Study, states: Container[TrialState] | None = None) -> list[FrozenTrial]:
     """Return the study's trials in order of their numbers, not copied: treat them as read-only.
@@ -27,14 +58,6 @@ def all_trials(study: Study, states: Container[TrialState] | None = None) -> lis
     ``get_trials`` hides the trials of the other brackets; a design runs over all of them.
     """
     return study._storage.get_all_trials(study._study_id, deepcopy=False, states=states)
-
-
-def identity(study: Study) -> tuple[BaseStorage, int]:
-    """Return what tells a study from every other one in this process.
-
-    A bracket's view is a new object at every call and names may repeat across storages.
-    """
-    return study._storage, study._study_id
 
 
 def trial_key(study: Study, trial: FrozenTrial) -> tuple[int, int, int]:
@@ -77,6 +100,26 @@ def seed_of(study: Study, seed: int | None) -> int:
     if seed is not None:
         return seed
     return int.from_bytes(hashlib.sha256(study.study_name.encode()).digest()[:8], "little")
+
+
+def set_trial_plan(study: Study, trial: FrozenTrial, plan: dict[str, float]) -> None:
+    """Let all workers see the coordinates that a running trial is going to.
+
+    It is a system attribute, as of Optuna's own samplers: no user asked for it.
+    """
+    study._storage.set_trial_system_attr(trial._trial_id, _PLAN, plan)
+
+
+def plan_of(trial: FrozenTrial) -> dict[str, float]:
+    """Return the coordinates that a trial is known to be going to."""
+    plan: dict[str, float] = trial.system_attrs.get(_PLAN, {})
+    return plan
+
+
+def fixed_params(trial: FrozenTrial) -> dict[str, Any]:
+    """Return the parameters that were given to the trial by ``Study.enqueue_trial``."""
+    params: dict[str, Any] = trial.system_attrs.get("fixed_params", {})
+    return params
 
 
 def is_enqueued(trial: FrozenTrial) -> bool:

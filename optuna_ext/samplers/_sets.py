@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import abc
 import datetime
+import threading
 from typing import TYPE_CHECKING
-import weakref
 
 import numpy as np
 from optuna.trial import TrialState
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
     from optuna.distributions import BaseDistribution
-    from optuna.storages import BaseStorage
     from optuna.study import Study
     from optuna.trial import FrozenTrial
 
@@ -49,13 +48,13 @@ class SetSampler(DesignSampler, abc.ABC):
         super().__init__(search_space=search_space, seed=seed, first_trial=first_trial)
         self._retry_failed = bool(retry_failed)
         self._kept: dict[tuple[str, int, int, int, int], NDArray[np.float64]] = {}  # a cache
-        self._done: weakref.WeakKeyDictionary[BaseStorage, set[int]] = weakref.WeakKeyDictionary()
+        self._done: _host.StudyCache[threading.Event] = _host.StudyCache()
 
     def __getstate__(self) -> dict[str, object]:
-        return {key: value for key, value in vars(self).items() if key not in ("_kept", "_done")}
+        return {key: value for key, value in vars(self).items() if key != "_kept"}
 
     def __setstate__(self, state: dict[str, object]) -> None:
-        vars(self).update(state, _kept={}, _done=weakref.WeakKeyDictionary())
+        vars(self).update(state, _kept={})
 
     @abc.abstractmethod
     def _size(self, study: Study, trial: FrozenTrial | None) -> int | None:
@@ -147,11 +146,10 @@ class SetSampler(DesignSampler, abc.ABC):
 
     def _is_done(self, study: Study) -> bool:
         """Return whether no point will ever have to be retried; once so, reads no storage."""
-        storage, study_id = _host.identity(study)
-        done = self._done.setdefault(storage, set())
-        if study_id not in done and self.is_exhausted(study):
-            done.add(study_id)
-        return study_id in done
+        done = self._done.get(study, threading.Event)
+        if not done.is_set() and self.is_exhausted(study):
+            done.set()
+        return done.is_set()
 
     def _claim(self, trials: list[FrozenTrial], trial: FrozenTrial, size: int) -> int | None:
         """Return a row of the first set that no trial covers, or None.

@@ -22,14 +22,22 @@ if TYPE_CHECKING:
 def snap_to(space: UnitSpace) -> Callable[[np.ndarray], np.ndarray]:
     """Return the function from a row to the row that stands for the same parameters.
 
-    That is the row which a trial with these parameters has: centers of bins, where values are
-    few. NaN stays NaN.
+    That is the row which a trial with these parameters has, but for rounding: centers of bins,
+    where values are few. NaN stays NaN.
     """
-    distributions = [space.distributions[name] for name in space.names]
+    few = [
+        (column, space.distributions[name])
+        for column, (name, n) in enumerate(zip(space.names, space.n_values, strict=True))
+        if n is not None
+    ]
 
     def snap(row: np.ndarray) -> np.ndarray:
-        coordinates = zip(distributions, row.tolist(), strict=True)
-        return np.array([u if u != u else to_unit(d, from_unit(d, u)) for d, u in coordinates])
+        snapped = row.copy()
+        for column, distribution in few:
+            u = float(row[column])
+            if u == u:
+                snapped[column] = to_unit(distribution, from_unit(distribution, u))
+        return snapped
 
     return snap
 

@@ -1,8 +1,9 @@
 from __future__ import annotations
 
+from dataclasses import dataclass
+import math
 from typing import Any
 from typing import TYPE_CHECKING
-import weakref
 
 from optuna.samplers import BaseSampler
 from optuna.trial import TrialState
@@ -15,9 +16,15 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from optuna.distributions import BaseDistribution
-    from optuna.storages import BaseStorage
     from optuna.study import Study
     from optuna.trial import FrozenTrial
+
+
+@dataclass
+class _Turn:
+    """The lowest trial number known to belong to ``then``: all later ones do, too."""
+
+    first: float = math.inf
 
 
 class WarmupSampler(BaseSampler):
@@ -59,11 +66,8 @@ class WarmupSampler(BaseSampler):
         self._n = check_int("n", n)
         self._first = first
         self._then = then
-        # The lowest trial number known to belong to `then`, by study: all later ones do, too.
         self._owner: dict[tuple[int, int, int], BaseSampler] = {}  # of running trials
-        self._turn: weakref.WeakKeyDictionary[BaseStorage, dict[int, int]] = (
-            weakref.WeakKeyDictionary()
-        )
+        self._turn: _host.StudyCache[_Turn] = _host.StudyCache()
 
     def __getstate__(self) -> tuple[BaseSampler, int, BaseSampler]:
         return self._first, self._n, self._then
@@ -120,12 +124,11 @@ class WarmupSampler(BaseSampler):
     def _decide(self, study: Study, trial: FrozenTrial) -> BaseSampler:
         if trial.number < self._n:
             return self._first
-        storage, study_id = _host.identity(study)
-        turns = self._turn.setdefault(storage, {})
-        if trial.number >= turns.get(study_id, trial.number + 1):
+        turn = self._turn.get(study, _Turn)
+        if trial.number >= turn.first:
             return self._then
         waiting = _host.all_trials(study, states=(TrialState.WAITING,))
         if trial.number - sum(t.number < trial.number for t in waiting) < self._n:
             return self._first
-        turns[study_id] = trial.number
+        turn.first = trial.number
         return self._then

@@ -279,15 +279,15 @@ def test_pending_rows_count_for_their_branch(n_pending: int) -> None:
 
 
 @pytest.mark.parametrize("levels", [(FIVE, FIVE), (None, FIVE)])
-def test_what_is_remembered_as_exhausted_changes_nothing(levels: Levels) -> None:
+def test_what_is_remembered_of_polls_changes_nothing(levels: Levels) -> None:
     search = Neighborhood(levels=levels, min_step=0.1)
     rows, values = [[0.5, 0.5]], [0.13]
-    memory: set[tuple[bytes, float]] = set()
+    memory: dict[tuple[bytes, float], float] = {}
     for number in range(1, 40):
         fresh = history_of(rows, values, levels=levels)
         row, same = (
             next_row(history, search, np.random.default_rng(number))
-            for history in (fresh, replace(fresh, exhausted=memory))
+            for history in (fresh, replace(fresh, polled=memory))
         )
         np.testing.assert_array_equal(row, same)
         if np.isnan(row).any():
@@ -302,7 +302,7 @@ def test_what_rows_on_their_way_exhaust_is_not_remembered() -> None:
     history = history_of([[0.5]], [0.0], levels=(FIVE,), pending=pending)
     row = next_row(history, Neighborhood(levels=(FIVE,)), np.random.default_rng(0))
     assert row.round(9) in (0.1, 0.9)
-    assert not history.exhausted
+    assert not history.polled
 
 
 def test_everything_taken_gives_nothing() -> None:

@@ -212,15 +212,49 @@ def test_a_given_space_is_used_exactly() -> None:
     assert all(space.names == ("x",) for space, _ in sampler.seen)
 
 
-def test_plans_are_written_only_where_others_are_running() -> None:
-    study = study_with(Recorder())
-    for _ in range(4):
+def test_every_trial_writes_where_it_is_going_as_soon_as_that_is_known() -> None:
+    study = study_with(Recorder(go=0.5, n_startup_trials=2))
+    study.enqueue_trial({"y": 0.25})
+    for _ in range(3):
         trial = study.ask()
-        study.tell(trial, trial.suggest_float("x", 0, 1))
+        study.tell(trial, trial.suggest_float("x", 0, 2) + trial.suggest_float("y", 0, 1))
+    study.enqueue_trial({"y": 0.125})
+    study.ask().suggest_float("x", 0, 2)
+    plans = [trial.system_attrs.get("optuna_ext:plan") for trial in study.trials]
+    x, y = study.trials[1].params.values()
+    assert plans == [None, {"x": pytest.approx(x / 2), "y": pytest.approx(y)}] + [
+        {"x": 0.5, "y": 0.5},
+        {"x": 0.5, "y": 0.125},
+    ]
     assert not any(trial.user_attrs for trial in study.trials)
-    for _ in range(2):
-        study.ask().suggest_float("x", 0, 1)
-    assert [bool(trial.user_attrs) for trial in study.trials] == [False] * 5 + [True]
+
+
+def test_what_runs_is_known_by_its_plan_and_by_what_was_given_to_it() -> None:
+    sampler = Recorder(search_space={name: FloatDistribution(0, 1) for name in "xyz"})
+    study = study_with(sampler)
+    study.tell(study.ask(fixed_distributions=sampler._search_space), 1.0)
+    study.enqueue_trial({"x": 0.5, "y": 0.5})
+    study.ask()  # asks for nothing yet
+    study.enqueue_trial({"x": 0.25, "y": 0.25})
+    second = study.ask()
+    second.suggest_float("x", 0, 1)
+    second.suggest_float("z", 0, 1)
+    study.ask().suggest_float("x", 0, 1)
+    pending = sampler.seen[-1][1].pending
+    np.testing.assert_array_equal(pending[:, :2], [[0.5, 0.5], [0.25, 0.25]])
+    assert np.isnan(pending[0, 2])
+    assert pending[1, 2] == second.params["z"]
+
+
+def test_a_finite_space_is_used_up_before_anything_repeats() -> None:
+    """Start-up points, and where the search leaves them to the start-up sampler."""
+    study = study_with(Recorder(go=math.nan, n_startup_trials=8))
+    cells = []
+    for trial in [study.ask() for _ in range(20)]:
+        cells.append((trial.suggest_int("x", 1, 4), trial.suggest_int("y", 1, 4)))
+        if len(cells) < 10:
+            study.tell(trial, 1.0)
+    assert len(set(cells[:16])) == 16
 
 
 def test_seed_follows_from_the_name_of_the_study() -> None:

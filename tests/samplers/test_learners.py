@@ -261,18 +261,24 @@ def test_more_workers_than_one_step_can_use(sampler: Sampler) -> None:
 
 
 @every
-def test_a_new_instance_for_every_trial_is_as_one_for_all(sampler: Sampler) -> None:
+@pytest.mark.parametrize("function", ["objective", "conditional", "on_a_grid"])
+@pytest.mark.parametrize("n_running", [1, 4])
+def test_a_new_instance_for_every_trial_is_as_one_for_all(
+    sampler: Sampler, function: str, n_running: int
+) -> None:
+    """Whatever a sampler remembers, it would find again."""
+
     def batches(fresh: bool) -> list[dict[str, Any]]:
         study = optuna.create_study(sampler=sampler(seed=4))
         running: list[optuna.Trial] = []
-        for number in range(80):
+        for number in range(75):
             if fresh:
                 study.sampler = sampler(seed=4)
             running.append(study.ask())
-            value = objective(running[-1])
+            value = globals()[function](running[-1])
             running[-1].set_user_attr("value", value)
-            if len(running) == 4:  # the trials end in another order than they have begun
-                ended = running.pop(number * 7 % 3)
+            if len(running) == n_running:  # they end in another order than they have begun
+                ended = running.pop(number * 7 % 3 % n_running)
                 study.tell(ended, ended.user_attrs["value"])
         return [trial.params for trial in study.trials]
 
@@ -326,6 +332,73 @@ def test_two_processes_after_each_other_are_as_one(sampler: Sampler, tmp_path: P
         results.append([trial.params for trial in study.trials])
     assert len(results[0]) == 100
     assert results[0] == results[1]
+
+
+class Interrupted(optuna.storages.InMemoryStorage):
+    """Lets others act at chosen moments: before the k-th time a trial reads or writes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.others: list[tuple[int, Callable[[], None]]] = []  # the k of a trial, who comes then
+        self._n_calls = 0
+
+    def _tick(self) -> None:
+        self._n_calls += 1
+        if self.others and self._n_calls > self.others[0][0]:
+            _, act = self.others.pop(0)
+            n_calls, self._n_calls = self._n_calls, 0
+            act()
+            self._n_calls = n_calls
+
+    def start(self) -> None:
+        self._n_calls = 0
+
+    def get_all_trials(self, *args: Any, **kwargs: Any) -> list[optuna.trial.FrozenTrial]:
+        self._tick()
+        return super().get_all_trials(*args, **kwargs)
+
+    def set_trial_system_attr(self, *args: Any) -> None:
+        self._tick()
+        super().set_trial_system_attr(*args)
+
+    def set_trial_param(self, *args: Any) -> None:
+        self._tick()
+        super().set_trial_param(*args)
+
+
+def on_a_grid(trial: optuna.Trial) -> float:
+    x, y = trial.suggest_int("x", 1, 9), trial.suggest_int("y", 1, 9)
+    return (x - 6) ** 2 + (y - 4) ** 2
+
+
+@every
+@pytest.mark.parametrize("n_before", [1, 18])
+def test_whenever_workers_meet_they_repeat_nothing(sampler: Sampler, n_before: int) -> None:
+    """Three trials, each of which starts at any moment of the one before; samplers of their own.
+
+    With 18 trials before they are past start-up.
+    """
+    storage = Interrupted()
+
+    def suggest() -> None:
+        study = optuna.load_study(study_name="s", storage=storage, sampler=sampler(seed=0))
+        trial = study.ask()
+        storage.start()
+        on_a_grid(trial)
+
+    study = optuna.create_study(study_name="s", storage=storage, sampler=sampler(seed=0))
+    study.optimize(on_a_grid, n_trials=n_before)
+    before = study.trials
+    for second in range(7):
+        for third in range(7):
+            optuna.delete_study(study_name="s", storage=storage)
+            study = optuna.create_study(study_name="s", storage=storage)
+            study.add_trials(before)
+            storage.others = [(second, suggest), (third, suggest)]
+            suggest()
+            params = [str(trial.params) for trial in study.trials]
+            assert len(set(params)) == len(params) == n_before + 3 - len(storage.others)
+            storage.others.clear()
 
 
 def work(sampler: Sampler, path: str, n_trials: int) -> None:
