@@ -1,0 +1,5 @@
+"""Train many trials of a study as one program."""
+
+from optuna_ext.fused._member import Member as Member
+from optuna_ext.fused._population import Population as Population
+from optuna_ext.fused._signature import signature as signature
