@@ -1,10 +1,224 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
+from collections.abc import Iterator
+from collections.abc import Mapping
+import copy
+import dataclasses
+import functools
+import types
+from typing import Any
+
+import torch
+from torch import nn
+from torch import Tensor
+from torch.optim import Optimizer
 
 from optuna_ext.fused._member import Member
+from optuna_ext.fused._optimizers import rule_of
+from optuna_ext.fused._randomness import own_randomness
+from optuna_ext.fused._randomness import RandomLayer
 
 
-def signature(member: Member) -> Hashable:
-    """Say which members can be trained by one program: those of equal signatures."""
-    raise NotImplementedError
+# Rows of a batch do not meet in these, so batches of different sizes can be padded.
+_ROW_BY_ROW = tuple(
+    getattr(nn, name)
+    for name in (
+        "Sequential Linear Flatten Unflatten Identity ReLU Tanh Sigmoid GELU SiLU ELU LeakyReLU "
+        "Conv1d Conv2d MaxPool1d MaxPool2d AvgPool1d AvgPool2d AdaptiveAvgPool2d "
+        "AdaptiveMaxPool2d LayerNorm GroupNorm InstanceNorm2d Embedding"
+    ).split()
+)
+_DEPTH = 6  # of containers in containers
+_OWN_STATE = {
+    "_parameters",
+    "_buffers",
+    "_modules",
+    "_non_persistent_buffers_set",
+    "training",
+    "_is_full_backward_hook",
+}
+
+
+def signature(member: Member, *, rowwise: bool = True) -> Hashable:
+    """Say which members one program can train: those of equal signatures.
+
+    Equal are the types of the modules, their code and plain Python attributes, the shapes and
+    types of parameters and buffers (plain stacks of ``Linear`` with ``ReLU`` or ``Tanh``: the
+    hidden widths only up to the next power of two), the kind of the optimizer with its parameter
+    groups, and the names of the hyperparameters. Where rows of a batch may meet, as in batch
+    normalization, so are the batch sizes; elsewhere only up to the next power of two.
+
+    The dropout layers of ``member.model`` are replaced by those of a population.
+
+    Args:
+        member:
+            The member.
+        rowwise:
+            Whether the loss gives one number per row; if not, batch sizes must be equal.
+
+    Returns:
+        Something to group members by.
+
+    Raises:
+        ValueError: If its optimizer is none that populations know.
+    """
+    model = own_randomness(member.model, member.seed)
+    rule = rule_of(member.optimizer)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    groups = member.optimizer.param_groups
+    size = member.batch_size
+    if size is not None and rowwise and meets_no_row(model):
+        size = _next_power(size)
+    padded = padded_widths(member)
+    return (
+        tuple((name, _code(module, padded)) for name, module in model.named_modules()),
+        tuple(
+            (name, tuple(tensor.shape), tensor.dtype, tensor.requires_grad)
+            for name, tensor in (*model.named_parameters(), *model.named_buffers())
+            if padded is None
+        ),
+        tuple(tensor.dtype for tensor in model.parameters()),
+        padded,
+        # Tied tensors have several names.
+        tuple(names[id(p)] for _, p in model.named_parameters(remove_duplicate=False)),
+        (rule, tuple(names[id(p)] for group in groups for p in group["params"])),
+        size,
+        tuple(sorted(member.hyper)),
+    )
+
+
+def meets_no_row(model: nn.Module) -> bool:
+    """Whether the rows of a batch have surely nothing to do with each other."""
+    return all(
+        type(module) in _ROW_BY_ROW
+        or (isinstance(module, RandomLayer) and type(module).__module__ == RandomLayer.__module__)
+        for module in model.modules()
+    ) and not any(getattr(module, "track_running_stats", False) for module in model.modules())
+
+
+def stack_of(model: nn.Module) -> list[nn.Module] | None:
+    """Give the layers of a plain stack of ``Linear`` with ``ReLU`` or ``Tanh``; else ``None``."""
+    if type(model) is not nn.Sequential:
+        return None
+    layers = [layer for layer in model if type(layer) is not nn.Identity]
+    dense = layers[::2]
+    if (
+        len(layers) % 2
+        and all(type(layer) is nn.Linear for layer in dense)
+        and all(type(layer) in (nn.ReLU, nn.Tanh) for layer in layers[1::2])
+        and len({id(p) for layer in dense for p in layer.parameters()})
+        == sum(len([*layer.parameters()]) for layer in dense)
+        and not any(_has_hooks(layer) for layer in (model, *layers))
+    ):
+        return layers
+    return None
+
+
+def padded_widths(member: Member) -> tuple[int, ...] | None:
+    """Give the widths of a slot for a stack: inputs, hidden units padded, outputs; else ``None``.
+
+    A unit without incoming and outgoing weights gives ``relu(0) = tanh(0) = 0`` and has no
+    gradient, so it stays as it is; only Adam without ``eps`` would divide zero by zero.
+    """
+    layers = stack_of(member.model)
+    if layers is None or any(group.get("eps") == 0 for group in member.optimizer.param_groups):
+        return None
+    dense = [layer for layer in layers if isinstance(layer, nn.Linear)]
+    hidden = (_width(layer.out_features) for layer in dense[:-1])
+    return (dense[0].in_features, *hidden, dense[-1].out_features)
+
+
+def padded_template(member: Member) -> tuple[nn.Module, Optimizer]:
+    """Give a network and an optimizer for it that are as wide as a slot for the member."""
+    widths = padded_widths(member)
+    if widths is None:
+        return member.model, member.optimizer
+    model = copy.deepcopy(member.model)
+    dense = [layer for layer in model.modules() if isinstance(layer, nn.Linear)]
+    for layer, inputs, outputs in zip(dense, widths[:-1], widths[1:], strict=True):
+        layer.in_features, layer.out_features = inputs, outputs
+        layer.weight = nn.Parameter(layer.weight.new_zeros(outputs, inputs))
+        if layer.bias is not None:
+            layer.bias = nn.Parameter(layer.bias.new_zeros(outputs))
+    pairs = zip(member.model.parameters(), model.parameters(), strict=True)
+    twins = {id(old): new.requires_grad_(old.requires_grad) for old, new in pairs}
+    groups = [
+        group | {"params": [twins[id(parameter)] for parameter in group["params"]]}
+        for group in member.optimizer.param_groups
+    ]
+    return model, type(member.optimizer)(groups)  # type: ignore[call-arg]
+
+
+def _width(n: int) -> int:
+    # Padding a layer of 5 units to 8 would double the work of a network that is small anyway.
+    return n if n <= 6 else _next_power(n)
+
+
+def _next_power(n: int) -> int:
+    return 1 << (n - 1).bit_length()
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    return any(vars(module)[name] for name in vars(module) if name.endswith("_hooks"))
+
+
+def _code(module: nn.Module, padded: tuple[int, ...] | None) -> Hashable:
+    ignored = set(_OWN_STATE)
+    if padded is not None:
+        ignored |= {"in_features", "out_features"}
+    attributes = {name: value for name, value in vars(module).items() if name not in ignored}
+    return _class(type(module)), _frozen(attributes)
+
+
+def _class(kind: type) -> Hashable:
+    if "<locals>" not in kind.__qualname__:
+        return kind
+    # A class statement inside a function makes a new class each time, of the same code.
+    methods = {name: value for name, value in vars(kind).items() if callable(value)}
+    return kind.__qualname__, kind.__bases__, _frozen(methods)
+
+
+def _frozen(value: Any, depth: int = 0) -> Hashable:
+    """Give something equal for equal values; what has no visible value equals only itself."""
+    if isinstance(value, bool | int | float | complex | str | bytes | None | type):
+        return type(value), repr(value) if isinstance(value, float) else value
+    if isinstance(value, torch.dtype | torch.device | torch.Size | types.CodeType):
+        return value
+    if isinstance(value, Tensor):
+        return tuple(value.shape), value.dtype, value.detach().cpu().numpy().tobytes()
+    if depth < _DEPTH:
+        return type(value), *_parts(value, depth + 1)
+    return _Itself(value)
+
+
+def _parts(value: Any, depth: int) -> Iterator[Hashable]:
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            yield _frozen(key, depth), _frozen(item, depth)
+    elif isinstance(value, list | tuple | set | frozenset):
+        for item in value:
+            yield _frozen(item, depth)
+    elif isinstance(value, types.FunctionType):
+        cells = [cell.cell_contents for cell in value.__closure__ or ()]
+        yield value.__code__
+        yield _frozen((value.__defaults__, value.__kwdefaults__, cells), depth)
+    elif isinstance(value, functools.partial):
+        yield _frozen((value.func, value.args, value.keywords), depth)
+    elif dataclasses.is_dataclass(value):
+        yield _frozen(vars(value), depth)
+    else:
+        yield _Itself(value)
+
+
+class _Itself:
+    """Equal only to what holds the same object, which it keeps alive."""
+
+    def __init__(self, value: object) -> None:
+        self._value = value
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Itself) and other._value is self._value
+
+    def __hash__(self) -> int:
+        return id(self._value)

@@ -1,0 +1,389 @@
+from __future__ import annotations
+
+from collections.abc import Hashable
+from collections.abc import Iterable
+from collections.abc import Mapping
+from collections.abc import Sequence
+import logging
+import math
+import time
+from typing import Any
+
+from optuna.study import StudyDirection
+from optuna.trial import Trial
+import torch
+
+from optuna_ext.fused._devices import is_out_of_memory
+from optuna_ext.fused._devices import release_memory
+from optuna_ext.fused._devices import resolve_device
+from optuna_ext.fused._group import Group
+from optuna_ext.fused._group import Settings
+from optuna_ext.fused._group import States
+from optuna_ext.fused._problem import folds_on
+from optuna_ext.fused._problem import member_of
+from optuna_ext.fused._problem import metrics_of
+from optuna_ext.fused._problem import number_of
+from optuna_ext.fused._problem import Problem
+from optuna_ext.fused._signature import signature
+from optuna_ext.fused._training import Result
+from optuna_ext.fused._training import Training
+
+
+_logger = logging.getLogger(__name__)
+
+
+class Trainer:
+    """Trains trials together, epoch by epoch; the ask-and-tell form of ``optimize``.
+
+    Trials whose networks make one program are trained as one. A slot is free as soon as its trial
+    has ended or was removed, and new trials may take it while the others go on.
+
+    A trial with the user attribute ``parent``, the number of a trial that ended in the epoch just
+    before, goes on with the weights and the optimizer state of that trial. Its steps count on.
+
+    Args:
+        problem:
+            What to train.
+        slots:
+            How many trials train at once, at least 1. Where the memory runs out, they are halved
+            and the trials concerned begin again.
+        device:
+            ``"auto"`` (CUDA, else MPS, else the CPU) or a device as torch names it.
+        engine:
+            As for :class:`~optuna_ext.fused.Population`.
+        amp:
+            Whether networks compute in bfloat16 where torch holds that to be safe.
+        compile:
+            Whether to ``torch.compile`` the step, which pays off in long studies.
+
+    Raises:
+        ValueError: If ``slots`` is below 1 or this machine has no such device.
+
+    Example:
+        >>> import optuna, torch
+        >>> from torch.nn.functional import cross_entropy
+        >>> from optuna_ext.fused import Problem, Trainer
+        >>> x = torch.randn(64, 2)
+        >>> rows = (x, (x[:, 0] > 0).long())
+        >>> problem = Problem(
+        ...     suggest=lambda trial: {"lr": trial.suggest_float("lr", 0.01, 1)},
+        ...     model=lambda hyperparameters: torch.nn.Linear(2, 2),
+        ...     loss=lambda outputs, y: cross_entropy(outputs, y, reduction="none"),
+        ...     train=rows,
+        ...     valid=rows,
+        ...     epochs=3,
+        ... )
+        >>> study = optuna.create_study()
+        >>> trainer = Trainer(problem, slots=4)
+        >>> trainer.add([study.ask() for _ in range(4)])
+        >>> while trainer.trials:
+        ...     for result in trainer.step():
+        ...         if result.is_over:
+        ...             _ = study.tell(result.trial, result.final_value)
+        >>> len(study.trials)
+        4
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        *,
+        slots: int = 256,
+        device: str | torch.device = "auto",
+        engine: str = "auto",
+        amp: bool = False,
+        compile: bool = False,
+    ) -> None:
+        if slots < 1:
+            raise ValueError(f"slots must be at least 1, but it is {slots}.")
+        self.device = resolve_device(device)
+        self.slots = slots
+        self.model_steps = 0
+        """Optimizer steps taken, of all networks together."""
+        self._problem = problem
+        self._folds = folds_on(problem, self.device)
+        self._settings = Settings(
+            loss=problem.loss,
+            metrics=metrics_of(problem),
+            device=self.device,
+            engine=engine,
+            amp=amp,
+            compile=compile,
+        )
+        self._groups: dict[Hashable, Group] = {}
+        self._trainings: dict[int, Training] = {}  # by number
+        self._queue: list[Training] = []  # of them, without a slot
+        self._ended: dict[int, tuple[Group, int, Training]] = {}  # in the last epoch, by number
+        self._orders = torch.Generator(self.device)
+        self._rowwise: bool | None = None
+
+    @property
+    def trials(self) -> list[Trial]:
+        """The trials in training, in order of their numbers."""
+        return [self._trainings[number].trial for number in sorted(self._trainings)]
+
+    @property
+    def room(self) -> int:
+        """How many trials may be added now."""
+        return max(0, self.slots - len(self._trainings))
+
+    @property
+    def engines(self) -> dict[str, str]:
+        """The engines in use, and a sentence on each that says why."""
+        populations = [group.populations[0] for group in self._groups.values()]
+        return {population.engine: population.reason for population in populations}
+
+    def add(self, trials: Iterable[Trial]) -> None:
+        """Begin with trials, which are asked for their parameters one after another.
+
+        Raises:
+            ValueError: If there is no room for them, or the parent of one is not at hand.
+        """
+        trainings = []
+        for trial in trials:
+            if not self.room:
+                raise ValueError(f"trials must be at most as many as the {self.slots} slots.")
+            trainings.append(self._begin(trial))
+        self._place(trainings)
+
+    def _begin(self, trial: Trial) -> Training:
+        problem = self._problem
+        hyperparameters = problem.suggest(trial)
+        seed = problem.seed(trial) if callable(problem.seed) else problem.seed
+        members = [member_of(problem, hyperparameters, seed) for _ in self._folds]
+        parent = trial.user_attrs.get("parent")
+        if parent is not None and parent not in self._ended:
+            raise ValueError(
+                f"parent must be a trial that has just ended, because weights are kept no longer, "
+                f"but trial {trial.number} has parent {parent}: use as many slots as the "
+                "population has members."
+            )
+        training = Training(
+            trial=trial,
+            members=members,
+            epochs=number_of(problem.epochs, hyperparameters),
+            passes=number_of(problem.passes, hyperparameters),
+            candidates=problem.best_of,
+            maximize=trial.study.direction == StudyDirection.MAXIMIZE,
+            n_parameters=sum(p.numel() for p in members[0].model.parameters()),
+            parent=parent,
+            first=0 if parent is None else self._ended[parent][2].step,
+        )
+        self._trainings[trial.number] = training
+        return training
+
+    def _place(self, trainings: Sequence[Training]) -> None:
+        """Give slots to trials, group by group."""
+        inherited = self._inheritance(trainings)
+        together: dict[Hashable, list[Training]] = {}
+        for training in trainings:
+            key = (signature(training.members[0], rowwise=self._is_rowwise(training)),)
+            together.setdefault((*key, training.passes), []).append(training)
+        for key, members in together.items():
+            if key not in self._groups:
+                self._groups[key] = Group(self._settings, self._folds, passes=members[0].passes)
+            try:
+                self._groups[key].add(members, inherited)
+            except (RuntimeError, MemoryError) as error:
+                self._split(key, error)
+
+    def _inheritance(self, trainings: Sequence[Training]) -> dict[int, States]:
+        parents = {t.parent for t in trainings if t.parent is not None}
+        left: dict[int, States] = {}
+        for parent in parents:
+            group, slot, _ = self._ended[parent]
+            left[parent] = group.state_of(slot)
+        return left
+
+    def _is_rowwise(self, training: Training) -> bool:
+        """Find out whether the loss gives one number per row."""
+        if self._rowwise is None:
+            member = training.members[0]
+            x, y = (rows[:2].cpu() for rows in self._folds[0].train)
+            with torch.no_grad():
+                losses = self._problem.loss(member.model.eval()(x), y, **member.hyper)
+            member.model.train()
+            self._rowwise = losses.dim() > 0
+        return self._rowwise
+
+    def step(self) -> list[Result]:
+        """Train all trials for an epoch and evaluate them.
+
+        Returns:
+            A result per trial, in order of their numbers. What is over has left the trainer.
+        """
+        self._ended.clear()
+        if self._queue:
+            waiting, self._queue = self._queue[: self.slots], self._queue[self.slots :]
+            self._place(waiting)
+        results: list[Result] = []
+        for key, group in [*self._groups.items()]:
+            group.release()
+            if not group.active:
+                del self._groups[key]
+                continue
+            try:
+                results += self._train(group)
+            except (RuntimeError, MemoryError) as error:
+                results += self._split(key, error)
+        return sorted(results, key=lambda result: result.trial.number)
+
+    def _train(self, group: Group) -> list[Result]:
+        orders = [
+            torch.randperm(len(fold.train[0]), generator=self._orders, device=self.device)
+            if self._problem.order == "shared"
+            else None
+            for fold in self._folds
+        ]
+        active = group.active
+        losses = group.train_epoch(orders)
+        valid = group.evaluate("valid")
+        for training in active.values():
+            training.epoch += 1
+            self.model_steps += self._steps_of(training)
+        has_test = self._folds[0].test is not None
+        test: dict[str, list[float]] = {}
+        if has_test and any(training.is_candidate for training in active.values()):
+            test = group.evaluate("test")
+        return [
+            self._result(group, slot, training, losses[slot], _column(valid, slot), _column(test, slot))
+            for slot, training in active.items()
+        ]
+
+    def _steps_of(self, training: Training) -> int:
+        sizes = [len(fold.train[0]) for fold in self._folds]
+        batch = training.members[0].batch_size
+        return training.passes * sum(-(-n // min(n, batch or n)) for n in sizes)
+
+    def _result(
+        self,
+        group: Group,
+        slot: int,
+        training: Training,
+        loss: float,
+        valid: Mapping[str, float],
+        test: Mapping[str, float],
+    ) -> Result:
+        name, value = next(iter(valid.items()))
+        reason = None
+        if not math.isfinite(loss + sum(valid.values())):
+            shown = " and ".join(f"the validation {name} {value}" for name, value in valid.items())
+            reason = (
+                f"diverged in epoch {training.epoch}: the training loss is {loss} and {shown}."
+            )
+        elif training.is_candidate:
+            notes = {"train_loss": loss}
+            notes |= {f"valid_{name}": value for name, value in valid.items()}
+            notes |= {f"test_{name}": value for name, value in test.items()}
+            training.keep(value, notes)
+        is_over = training.is_over or reason is not None
+        if is_over:
+            self._end(group, slot, training)
+        return self._conclude(training, value=value, is_over=is_over, reason=reason)
+
+    def _conclude(
+        self, training: Training, *, value: float, is_over: bool, reason: str | None
+    ) -> Result:
+        return Result(
+            trial=training.trial,
+            step=training.step,
+            value=value,
+            is_reported=training.is_reported and reason is None,
+            is_over=is_over,
+            reason=reason,
+            final_value=training.value if is_over and reason is None else None,
+            notes=self.notes_of(training, reason=reason, is_over=is_over),
+        )
+
+    def notes_of(
+        self, training: Training, *, reason: str | None = None, is_over: bool = False
+    ) -> dict[str, Any]:
+        """Return what is to be recorded with a trial that ends now."""
+        seconds = round(time.perf_counter() - training.started, 3)
+        notes: dict[str, Any] = {
+            "device": str(self.device),
+            "n_parameters": training.n_parameters,
+            "epochs": training.epoch,
+            "train_seconds": seconds,
+        }
+        if reason is not None:
+            notes["reason"] = reason
+        elif is_over:
+            notes |= training.notes
+        return notes
+
+    def _end(self, group: Group, slot: int, training: Training) -> None:
+        group.remove(training)
+        del self._trainings[training.trial.number]
+        self._ended[training.trial.number] = (group, slot, training)
+
+    def remove(self, trial: Trial) -> None:
+        """Stop with a trial; its slot is free."""
+        training = self._trainings[trial.number]
+        if training in self._queue:
+            self._queue.remove(training)
+            del self._trainings[trial.number]
+            return
+        group = next(group for group in self._groups.values() if training in group.slots)
+        self._end(group, group.slot_of(training), training)
+
+    def _split(self, key: Hashable, error: BaseException) -> list[Result]:
+        """After the memory has run out: halve the slots and begin again with those concerned.
+
+        Where in an epoch it has happened is not known, so their weights are of no use. They get
+        the same values again.
+        """
+        if not is_out_of_memory(error):
+            raise error
+        group = self._groups.pop(key)
+        concerned = [*group.active.values()]
+        group.populations.clear()
+        release_memory(self.device)
+        reason = f"out of memory on {self.device}: {str(error).partition(chr(10))[0]}"
+        if len(concerned) > 1:
+            self.slots = max(1, self.slots // 2)
+            _logger.warning("%s slots are left: %s", self.slots, reason)
+        results = []
+        for training in concerned:
+            if len(concerned) > 1 and training.parent is None:
+                training.restart()
+                self._queue.append(training)
+            else:
+                del self._trainings[training.trial.number]
+                results.append(
+                    self._conclude(training, value=math.nan, is_over=True, reason=reason)
+                )
+        return results
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything that is needed to go on in another process."""
+        trials = []
+        for group in self._groups.values():
+            for slot, training in group.active.items():
+                trials.append(training.state() | {"folds": group.state_of(slot)})
+        return {"slots": self.slots, "orders": self._orders.get_state(), "trials": trials}
+
+    def load_state_dict(self, state: Mapping[str, Any], trials: Iterable[Trial]) -> None:
+        """Go on with trials where ``state_dict`` found them.
+
+        Args:
+            state:
+                What :meth:`state_dict` gave.
+            trials:
+                Running trials. Those that are not in ``state`` begin.
+        """
+        self.slots = min(self.slots, state["slots"])
+        self._orders.set_state(state["orders"])
+        known = {entry["number"]: entry for entry in state["trials"]}
+        trainings = [self._begin(trial) for trial in trials]
+        self._place(trainings)
+        for training in trainings:
+            entry = known.get(training.trial.number)
+            for group in self._groups.values():
+                if entry is not None and training in group.slots:
+                    training.load(entry)
+                    group.load(group.slot_of(training), entry["folds"])
+
+
+def _column(metrics: Mapping[str, Sequence[float]], slot: int) -> dict[str, float]:
+    return {name: values[slot] for name, values in metrics.items()}
