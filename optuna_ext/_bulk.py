@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Container
 from collections.abc import Iterator
+from collections.abc import Mapping
 from collections.abc import Sequence
 from contextlib import contextmanager
 import copy
@@ -130,13 +131,24 @@ class BulkStorage(BaseStorage):
             if not depth:
                 self.flush()
 
-    def reserve(self, study_id: int, n: int) -> None:
-        """Create the next ``n`` trials in one transaction; they count as running from now on."""
+    def reserve(
+        self, study_id: int, n: int, *, user_attrs: Mapping[str, Any] | None = None
+    ) -> None:
+        """Create the next ``n`` trials in one transaction; they count as running from now on.
+
+        Args:
+            study_id:
+                Of their study.
+            n:
+                How many, with those that are reserved already.
+            user_attrs:
+                For each of the new ones.
+        """
         with self._lock:
             study = self._study(study_id)
             missing = n - len(study.reserved)
             if missing > 0:
-                self._create(study, missing)
+                self._create(study, missing, user_attrs or {})
 
     # Studies: the database is written at once, because this is seldom.
 
@@ -197,7 +209,7 @@ class BulkStorage(BaseStorage):
                 self._read(study)
                 return trial_id
             if not study.reserved:
-                self._create(study, 1)
+                self._create(study, 1, {})
             return study.reserved.pop(0)
 
     def set_trial_param(
@@ -369,8 +381,11 @@ class BulkStorage(BaseStorage):
         if lost:
             study.find_best()
 
-    def _create(self, study: StudyMemory, n: int) -> None:
-        created = [running_trial(*row) for row in self._writer.create(study.id, n)]
+    def _create(self, study: StudyMemory, n: int, user_attrs: Mapping[str, Any]) -> None:
+        texts = {key: json.dumps(value) for key, value in user_attrs.items()}
+        created = [running_trial(*row) for row in self._writer.create(study.id, n, texts)]
+        for trial in created:
+            trial.user_attrs = {key: json.loads(text) for key, text in texts.items()}
         ids = [trial._trial_id for trial in created]
         self._own.update(ids)
         if created[0].number == len(study.trials):

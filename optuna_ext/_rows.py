@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from collections.abc import Iterator
+from collections.abc import Mapping
 from collections.abc import Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -128,8 +129,15 @@ class Writer:
         self._thread = threading.Thread(target=self._run, name="optuna_ext-bulk", daemon=True)
         self._thread.start()
 
-    def create(self, study_id: int, n: int) -> list[tuple[int, int, datetime]]:
+    def create(
+        self, study_id: int, n: int, user_attrs: Mapping[str, str]
+    ) -> list[tuple[int, int, datetime]]:
         """Insert running trials; return the id, number and start of each.
+
+        Args:
+            study_id: Of their study.
+            n: How many.
+            user_attrs: JSON, by name, for all of them.
 
         Raises:
             KeyError: If there is no such study.
@@ -152,10 +160,13 @@ class Writer:
             row = {"study_id": study_id, "state": TrialState.RUNNING, "datetime_start": _utc(now)}
             numbers = range(first, first + n)
             connection.execute(insert(trials), [{**row, "number": number} for number in numbers])
-            ids = connection.execute(
-                select(trials.c.trial_id).where(mine).order_by(trials.c.trial_id.desc()).limit(n)
-            ).scalars()
-            return [(*both, now) for both in zip(reversed(list(ids)), numbers, strict=True)]
+            newest = select(trials.c.trial_id).where(mine).order_by(trials.c.trial_id.desc())
+            ids = sorted(connection.execute(newest.limit(n)).scalars())
+            if user_attrs:
+                attributes = self._tables["trial_user_attributes"].insert()
+                attrs = [{"key": key, "value_json": text} for key, text in user_attrs.items()]
+                connection.execute(attributes, [{"trial_id": i} | attr for i in ids for attr in attrs])
+            return [(*both, now) for both in zip(ids, numbers, strict=True)]
 
     def study_of(self, trial_id: int) -> int:
         """Return the id of a trial's study.

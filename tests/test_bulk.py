@@ -246,10 +246,14 @@ class TestWhenItIsWritten:
         path = tmp_path / "study.db"
         with opened(path) as storage:
             study = new_study(storage)
-            storage.reserve(study._study_id, 2)
-            study.tell(study.ask(), 1.0)
+            storage.reserve(study._study_id, 2, user_attrs={"run": [1]})
+            trial = study.ask()
+            assert trial.user_attrs == {"run": [1]}
+            trial.set_user_attr("run", 2)
+            study.tell(trial, 1.0)
         with plain(path) as theirs:
             assert [t.state for t in theirs.trials] == [TrialState.COMPLETE, TrialState.FAIL]
+            assert [t.user_attrs for t in theirs.trials] == [{"run": 2}, {"run": [1]}]
 
     def test_a_locked_file_is_written_later(
         self, tmp_path: Path, caplog: pytest.LogCaptureFixture

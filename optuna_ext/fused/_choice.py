@@ -38,9 +38,7 @@ def make(name: str, program: Program) -> Engine:
     return engine
 
 
-def choose(
-    wanted: str, program: Program, batch: Batch, *, tolerance: float
-) -> tuple[Engine, str]:
+def choose(wanted: str, program: Program, batch: Batch, *, tolerance: float) -> tuple[Engine, str]:
     """Make the engine that is wanted, or the fastest of those that are right.
 
     Right is an engine whose gradients of some members are those of their own modules.
@@ -129,9 +127,7 @@ def _difference(
     return None
 
 
-def _reason(
-    best: str, seconds: dict[str, float], problems: dict[str, str], members: int
-) -> str:
+def _reason(best: str, seconds: dict[str, float], problems: dict[str, str], members: int) -> str:
     times = ", ".join(
         f"{name} {1e6 * value / members:.3g} us" for name, value in sorted(seconds.items())
     )

@@ -184,9 +184,9 @@ class VmapEngine(Engine):
         p.model.eval()
         tensors = p.weights.views(p.weights.flat) | p.weights.buffers
         with _quiet(), p.autocast():
-            outputs: Tensor = vmap(
-                lambda own: functional_call(p.model, own, (x,)), in_dims=(0,)
-            )(tensors)
+            outputs: Tensor = vmap(lambda own: functional_call(p.model, own, (x,)), in_dims=(0,))(
+                tensors
+            )
         return outputs
 
 

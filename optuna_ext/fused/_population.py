@@ -94,9 +94,7 @@ class Population:
         if slots < 1:
             raise ValueError(f"slots must be at least 1, but it is {slots}.")
         if engine not in ("auto", *ENGINES):
-            raise ValueError(
-                f"engine must be one of {['auto', *ENGINES]}, but it is {engine!r}."
-            )
+            raise ValueError(f"engine must be one of {['auto', *ENGINES]}, but it is {engine!r}.")
         self._device = torch.device(device)
         template = copy.deepcopy(template)
         own_randomness(template.model, template.seed)
@@ -113,9 +111,7 @@ class Population:
             models=[None] * slots,
             seeds=[0] * slots,
             steps=[0] * slots,
-            autocast=lambda: torch.autocast(
-                self._device.type, dtype=torch.bfloat16, enabled=amp
-            ),
+            autocast=lambda: torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=amp),
             compile=compile,
         )
         self._members: list[Member | None] = [None] * slots

@@ -182,8 +182,6 @@ def own_randomness(model: nn.Module, seed: int) -> nn.Module:
     for layer, (parent, name, child) in enumerate(found):
         # torch's p may be 1; then nothing is left to scale.
         p = min(float(child.p), 1 - 2**-24)  # type: ignore[arg-type]
-        new = Dropout(
-            p, seed=seed, layer=layer, channels=_DROPOUTS[type(child)], persistent=False
-        )
+        new = Dropout(p, seed=seed, layer=layer, channels=_DROPOUTS[type(child)], persistent=False)
         setattr(parent, name, new.train(child.training))
     return model

@@ -89,7 +89,13 @@ class StackEngine(Engine):
 
     @torch.enable_grad()
     def _loss(
-        self, outputs: Tensor, y: Tensor, live: Tensor | None, hyper: dict[str, Tensor], *, shared: bool
+        self,
+        outputs: Tensor,
+        y: Tensor,
+        live: Tensor | None,
+        hyper: dict[str, Tensor],
+        *,
+        shared: bool,
     ) -> tuple[Tensor, Tensor]:
         outputs = outputs.detach().requires_grad_()
         dims = (0, None if shared else 0, None if live is None else 0, 0)
@@ -144,7 +150,11 @@ def _product(weight: Tensor, h: Tensor, bias: Tensor | None) -> Tensor:
     if h.shape[2] == 1:  # all members have the same rows: one matrix product per unit
         z = torch.matmul(h[..., 0].T, weight)
         return z if bias is None else z.add_(bias)
-    z = weight[:, 0, None] * h[0] if bias is None else torch.addcmul(bias, weight[:, 0, None], h[0])
+    z = (
+        weight[:, 0, None] * h[0]
+        if bias is None
+        else torch.addcmul(bias, weight[:, 0, None], h[0])
+    )
     for i in range(1, len(h)):
         z.addcmul_(weight[:, i, None], h[i])
     return z

@@ -246,7 +246,9 @@ class Trainer:
         if has_test and any(training.is_candidate for training in active.values()):
             test = group.evaluate("test")
         return [
-            self._result(group, slot, training, losses[slot], _column(valid, slot), _column(test, slot))
+            self._result(
+                group, slot, training, losses[slot], _column(valid, slot), _column(test, slot)
+            )
             for slot, training in active.items()
         ]
 
