@@ -165,7 +165,8 @@ class Writer:
             if user_attrs:
                 attributes = self._tables["trial_user_attributes"].insert()
                 attrs = [{"key": key, "value_json": text} for key, text in user_attrs.items()]
-                connection.execute(attributes, [{"trial_id": i} | attr for i in ids for attr in attrs])
+                rows = [{"trial_id": trial_id} | attr for trial_id in ids for attr in attrs]
+                connection.execute(attributes, rows)
             return [(*both, now) for both in zip(ids, numbers, strict=True)]
 
     def study_of(self, trial_id: int) -> int:

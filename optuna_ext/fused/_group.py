@@ -154,10 +154,10 @@ class Group:
 
     def evaluate(self, part: Literal["valid", "test"]) -> dict[str, list[float]]:
         """Return the metrics by slot."""
-        found = [
-            population.evaluate(*getattr(fold, part), self._settings.metrics)
-            for population, fold in zip(self.populations, self._folds, strict=True)
-        ]
+        found = []
+        for population, fold in zip(self.populations, self._folds, strict=True):
+            x, y = (fold.valid if part == "valid" else fold.test) or fold.valid
+            found.append(population.evaluate(x, y, self._settings.metrics))
         names = [*self._settings.metrics]
         stacked = torch.stack([values[name].double() for values in found for name in names])
         table = stacked.view(len(found), len(names), -1).cpu()  # one copy from the device

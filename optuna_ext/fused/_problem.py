@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from dataclasses import field
+from functools import partial
 import inspect
 import threading
 from typing import Any
@@ -66,8 +67,9 @@ class Problem:
             hyperparameters that are arguments of it, such as ``lr`` and ``weight_decay``;
             ``beta1`` and ``beta2`` are Adam's betas.
         metrics:
-            ``metric(outputs, targets)``, one number per row, by name. The mean of the first one
-            on the validation rows is the value of the trial; by default the loss is.
+            ``metric(outputs, targets)`` by name, one number per row or the mean of many. What the
+            first one gives on the validation rows is the value of the trial. The default is the
+            loss, without ``loss_arguments``.
         epochs:
             How long a trial trains, at least 1; or ``epochs(hyperparameters)``. The value is
             reported after each, as steps ``1, 2, ...``.
@@ -184,8 +186,14 @@ def member_of(problem: Problem, hyperparameters: Any, seed: int) -> Member:
 
 
 def metrics_of(problem: Problem) -> dict[str, Callable[..., Tensor]]:
-    """Return the metrics by name; the first gives the value."""
-    return dict(problem.metrics) or {"loss": problem.loss}
+    """Return the metrics by name; the first gives the value. All give one number per row."""
+    metrics = dict(problem.metrics) or {"loss": problem.loss}
+    return {name: partial(_per_row, metric) for name, metric in metrics.items()}
+
+
+def _per_row(metric: Callable[..., Tensor], outputs: Tensor, y: Tensor) -> Tensor:
+    values = metric(outputs, y)
+    return values if values.dim() else values.expand(len(y))
 
 
 def number_of(value: int | Callable[[Any], int], hyperparameters: Any) -> int:
@@ -229,7 +237,7 @@ def _seeded(seed: int) -> Iterator[None]:
 def _folds(rows: Rows | Sequence[Rows]) -> list[Rows]:
     if isinstance(rows, DataLoader) or (isinstance(rows, tuple) and torch.is_tensor(rows[0])):
         return [rows]
-    return [*rows]  # type: ignore[list-item]
+    return [*rows]
 
 
 def _rows_on(rows: Rows, device: torch.device) -> tuple[Tensor, Tensor]:

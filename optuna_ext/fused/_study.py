@@ -74,3 +74,8 @@ def telling(study: Study) -> Any:
 def go_on_with(study: Study, trial: FrozenTrial) -> Trial:
     """Return a running trial as ``study.ask()`` did."""
     return Trial(study, trial._trial_id)
+
+
+def frozen(trial: Trial) -> FrozenTrial:
+    """Return what is stored of a trial."""
+    return trial.study._storage.get_trial(trial._trial_id)

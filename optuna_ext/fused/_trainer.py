@@ -1,14 +1,18 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from collections.abc import Hashable
 from collections.abc import Iterable
 from collections.abc import Mapping
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
 import logging
 import math
 import time
 from typing import Any
 
+import optuna
 from optuna.study import StudyDirection
 from optuna.trial import Trial
 import torch
@@ -55,6 +59,8 @@ class Trainer:
             Whether networks compute in bfloat16 where torch holds that to be safe.
         compile:
             Whether to ``torch.compile`` the step, which pays off in long studies.
+        catch:
+            Exceptions of the problem's functions that fail a trial and do not come through.
 
     Raises:
         ValueError: If ``slots`` is below 1 or this machine has no such device.
@@ -93,6 +99,7 @@ class Trainer:
         engine: str = "auto",
         amp: bool = False,
         compile: bool = False,
+        catch: tuple[type[Exception], ...] = (),
     ) -> None:
         if slots < 1:
             raise ValueError(f"slots must be at least 1, but it is {slots}.")
@@ -101,6 +108,7 @@ class Trainer:
         self.model_steps = 0
         """Optimizer steps taken, of all networks together."""
         self._problem = problem
+        self._catch = catch
         self._folds = folds_on(problem, self.device)
         self._settings = Settings(
             loss=problem.loss,
@@ -113,7 +121,7 @@ class Trainer:
         self._groups: dict[Hashable, Group] = {}
         self._trainings: dict[int, Training] = {}  # by number
         self._queue: list[Training] = []  # of them, without a slot
-        self._ended: dict[int, tuple[Group, int, Training]] = {}  # in the last epoch, by number
+        self._left: dict[int, _Left] = {}  # by trials that ended in the last epoch
         self._orders = torch.Generator(self.device)
         self._rowwise: bool | None = None
 
@@ -133,28 +141,41 @@ class Trainer:
         populations = [group.populations[0] for group in self._groups.values()]
         return {population.engine: population.reason for population in populations}
 
-    def add(self, trials: Iterable[Trial]) -> None:
+    def add(self, trials: Iterable[Trial]) -> list[Result]:
         """Begin with trials, which are asked for their parameters one after another.
+
+        Returns:
+            A result for each that is over before it has begun.
 
         Raises:
             ValueError: If there is no room for them, or the parent of one is not at hand.
         """
-        trainings = []
-        for trial in trials:
-            if not self.room:
-                raise ValueError(f"trials must be at most as many as the {self.slots} slots.")
-            trainings.append(self._begin(trial))
-        self._place(trainings)
+        results: list[Result] = []
+        trainings: list[Training] = []
+        try:
+            for trial in trials:
+                if not self.room:
+                    raise ValueError(f"trials must be no more than the {self.slots} slots.")
+                try:
+                    trainings.append(self._begin(trial))
+                except optuna.TrialPruned:
+                    results.append(_without_training(trial, reason=None))
+                except self._catch as error:
+                    text = f"{type(error).__name__}: {' '.join(str(error).split())}"
+                    results.append(_without_training(trial, reason=text))
+        finally:
+            results += self._place(trainings)
+        return results
 
-    def _begin(self, trial: Trial) -> Training:
+    def _begin(self, trial: Trial, *, is_known: bool = False) -> Training:
         problem = self._problem
         hyperparameters = problem.suggest(trial)
         seed = problem.seed(trial) if callable(problem.seed) else problem.seed
         members = [member_of(problem, hyperparameters, seed) for _ in self._folds]
         parent = trial.user_attrs.get("parent")
-        if parent is not None and parent not in self._ended:
+        if parent is not None and parent not in self._left and not is_known:
             raise ValueError(
-                f"parent must be a trial that has just ended, because weights are kept no longer, "
+                "parent must be a trial that has just ended, because weights are kept no longer, "
                 f"but trial {trial.number} has parent {parent}: use as many slots as the "
                 "population has members."
             )
@@ -167,33 +188,28 @@ class Trainer:
             maximize=trial.study.direction == StudyDirection.MAXIMIZE,
             n_parameters=sum(p.numel() for p in members[0].model.parameters()),
             parent=parent,
-            first=0 if parent is None else self._ended[parent][2].step,
+            first=self._left[parent].step if parent in self._left else 0,
         )
         self._trainings[trial.number] = training
         return training
 
-    def _place(self, trainings: Sequence[Training]) -> None:
+    def _place(self, trainings: Sequence[Training]) -> list[Result]:
         """Give slots to trials, group by group."""
-        inherited = self._inheritance(trainings)
+        parents = {t.parent for t in trainings if t.parent is not None}
+        inherited = {number: self._left[number].states() for number in parents & {*self._left}}
         together: dict[Hashable, list[Training]] = {}
         for training in trainings:
-            key = (signature(training.members[0], rowwise=self._is_rowwise(training)),)
-            together.setdefault((*key, training.passes), []).append(training)
+            program = signature(training.members[0], rowwise=self._is_rowwise(training))
+            together.setdefault((program, training.passes), []).append(training)
+        results: list[Result] = []
         for key, members in together.items():
             if key not in self._groups:
                 self._groups[key] = Group(self._settings, self._folds, passes=members[0].passes)
             try:
                 self._groups[key].add(members, inherited)
             except (RuntimeError, MemoryError) as error:
-                self._split(key, error)
-
-    def _inheritance(self, trainings: Sequence[Training]) -> dict[int, States]:
-        parents = {t.parent for t in trainings if t.parent is not None}
-        left: dict[int, States] = {}
-        for parent in parents:
-            group, slot, _ = self._ended[parent]
-            left[parent] = group.state_of(slot)
-        return left
+                results += self._split(key, error, also=members)
+        return results
 
     def _is_rowwise(self, training: Training) -> bool:
         """Find out whether the loss gives one number per row."""
@@ -212,11 +228,10 @@ class Trainer:
         Returns:
             A result per trial, in order of their numbers. What is over has left the trainer.
         """
-        self._ended.clear()
-        if self._queue:
-            waiting, self._queue = self._queue[: self.slots], self._queue[self.slots :]
-            self._place(waiting)
-        results: list[Result] = []
+        self._left.clear()
+        room = self.slots - (len(self._trainings) - len(self._queue))
+        waiting, self._queue = self._queue[:room], self._queue[room:]
+        results = self._place(waiting)
         for key, group in [*self._groups.items()]:
             group.release()
             if not group.active:
@@ -317,7 +332,9 @@ class Trainer:
     def _end(self, group: Group, slot: int, training: Training) -> None:
         group.remove(training)
         del self._trainings[training.trial.number]
-        self._ended[training.trial.number] = (group, slot, training)
+        self._left[training.trial.number] = _Left(
+            step=training.step, states=partial(group.state_of, slot)
+        )
 
     def remove(self, trial: Trial) -> None:
         """Stop with a trial; its slot is free."""
@@ -329,7 +346,9 @@ class Trainer:
         group = next(group for group in self._groups.values() if training in group.slots)
         self._end(group, group.slot_of(training), training)
 
-    def _split(self, key: Hashable, error: BaseException) -> list[Result]:
+    def _split(
+        self, key: Hashable, error: BaseException, *, also: Sequence[Training] = ()
+    ) -> list[Result]:
         """After the memory has run out: halve the slots and begin again with those concerned.
 
         Where in an epoch it has happened is not known, so their weights are of no use. They get
@@ -338,7 +357,8 @@ class Trainer:
         if not is_out_of_memory(error):
             raise error
         group = self._groups.pop(key)
-        concerned = [*group.active.values()]
+        active = [*group.active.values()]
+        concerned = active + [training for training in also if training not in active]
         group.populations.clear()
         release_memory(self.device)
         reason = f"out of memory on {self.device}: {str(error).partition(chr(10))[0]}"
@@ -359,32 +379,75 @@ class Trainer:
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything that is needed to go on in another process."""
-        trials = []
-        for group in self._groups.values():
-            for slot, training in group.active.items():
-                trials.append(training.state() | {"folds": group.state_of(slot)})
-        return {"slots": self.slots, "orders": self._orders.get_state(), "trials": trials}
+        trials = [
+            training.state() | {"folds": group.state_of(slot)}
+            for group in self._groups.values()
+            for slot, training in group.active.items()
+        ]
+        left = {number: (left.step, left.states()) for number, left in self._left.items()}
+        return {
+            "slots": self.slots,
+            "orders": self._orders.get_state(),
+            "trials": trials,
+            "left": left,
+        }
 
-    def load_state_dict(self, state: Mapping[str, Any], trials: Iterable[Trial]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any], trials: Iterable[Trial]) -> list[Result]:
         """Go on with trials where ``state_dict`` found them.
 
         Args:
             state:
                 What :meth:`state_dict` gave.
             trials:
-                Running trials. Those that are not in ``state`` begin.
+                Running trials. Those that are not in ``state`` begin anew.
+
+        Returns:
+            A result for each that cannot go on, because the weights of its parent are lost.
         """
         self.slots = min(self.slots, state["slots"])
         self._orders.set_state(state["orders"])
+        for number, (step, states) in state["left"].items():
+            self._left[number] = _Left(step=step, states=partial(list, states))
         known = {entry["number"]: entry for entry in state["trials"]}
-        trainings = [self._begin(trial) for trial in trials]
-        self._place(trainings)
-        for training in trainings:
-            entry = known.get(training.trial.number)
-            for group in self._groups.values():
-                if entry is not None and training in group.slots:
+        results: list[Result] = []
+        trainings = []
+        for trial in trials:
+            parent = trial.user_attrs.get("parent")
+            if trial.number in known or parent is None or parent in self._left:
+                trainings.append(self._begin(trial, is_known=trial.number in known))
+            else:
+                reason = f"the weights of its parent, trial {parent}, are lost"
+                results.append(_without_training(trial, reason=reason))
+        room = self.slots
+        self._queue += trainings[room:]
+        results += self._place(trainings[:room])
+        for group in self._groups.values():
+            for slot, training in group.active.items():
+                if entry := known.get(training.trial.number):
                     training.load(entry)
-                    group.load(group.slot_of(training), entry["folds"])
+                    group.load(slot, entry["folds"])
+        return results
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Left:
+    """What a trial has left that ended: the step it reached, and its weights."""
+
+    step: int
+    states: Callable[[], States]
+
+
+def _without_training(trial: Trial, *, reason: str | None) -> Result:
+    return Result(
+        trial=trial,
+        step=0,
+        value=math.nan,
+        is_reported=False,
+        is_over=True,
+        reason=reason,
+        final_value=None,
+        notes={} if reason is None else {"reason": reason},
+    )
 
 
 def _column(metrics: Mapping[str, Sequence[float]], slot: int) -> dict[str, float]:
