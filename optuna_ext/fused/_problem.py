@@ -201,6 +201,21 @@ def number_of(value: int | Callable[[Any], int], hyperparameters: Any) -> int:
     return value(hyperparameters) if callable(value) else value
 
 
+def epochs_of(problem: Problem, hyperparameters: Any) -> int:
+    """Return how long a trial trains.
+
+    Raises:
+        ValueError: If none of ``best_of`` is within its epochs.
+    """
+    epochs = number_of(problem.epochs, hyperparameters)
+    if problem.best_of is None:
+        return epochs
+    within = [epoch for epoch in problem.best_of if epoch <= epochs]
+    if not within:
+        raise ValueError(f"best_of must have an epoch up to {epochs}, but it has none.")
+    return within[-1]
+
+
 def _batch_size(problem: Problem, hyperparameters: Any) -> int | None:
     if callable(problem.batch_size):
         return problem.batch_size(hyperparameters)

@@ -23,12 +23,14 @@ from optuna_ext.fused._devices import resolve_device
 from optuna_ext.fused._group import Group
 from optuna_ext.fused._group import Settings
 from optuna_ext.fused._group import States
+from optuna_ext.fused._problem import epochs_of
 from optuna_ext.fused._problem import folds_on
 from optuna_ext.fused._problem import member_of
 from optuna_ext.fused._problem import metrics_of
 from optuna_ext.fused._problem import number_of
 from optuna_ext.fused._problem import Problem
 from optuna_ext.fused._signature import signature
+from optuna_ext.fused._study import frozen
 from optuna_ext.fused._training import Result
 from optuna_ext.fused._training import Training
 
@@ -171,8 +173,9 @@ class Trainer:
         problem = self._problem
         hyperparameters = problem.suggest(trial)
         seed = problem.seed(trial) if callable(problem.seed) else problem.seed
-        members = [member_of(problem, hyperparameters, seed) for _ in self._folds]
-        parent = trial.user_attrs.get("parent")
+        build = partial(member_of, problem, hyperparameters, seed)
+        members = [build() for _ in self._folds]
+        parent = frozen(trial).user_attrs.get("parent")  # the trial itself does not know of it
         if parent is not None and parent not in self._left and not is_known:
             raise ValueError(
                 "parent must be a trial that has just ended, because weights are kept no longer, "
@@ -181,8 +184,9 @@ class Trainer:
             )
         training = Training(
             trial=trial,
+            build=build,
             members=members,
-            epochs=number_of(problem.epochs, hyperparameters),
+            epochs=epochs_of(problem, hyperparameters),
             passes=number_of(problem.passes, hyperparameters),
             candidates=problem.best_of,
             maximize=trial.study.direction == StudyDirection.MAXIMIZE,
@@ -412,7 +416,7 @@ class Trainer:
         results: list[Result] = []
         trainings = []
         for trial in trials:
-            parent = trial.user_attrs.get("parent")
+            parent = frozen(trial).user_attrs.get("parent")
             if trial.number in known or parent is None or parent in self._left:
                 trainings.append(self._begin(trial, is_known=trial.number in known))
             else:

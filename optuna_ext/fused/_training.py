@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from collections.abc import Mapping
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ class Training:
 
     Args:
         trial: The trial.
+        build: Makes what it trains.
         members: What it trains, a network per fold.
         epochs: How long.
         passes: How often an epoch goes through the rows.
@@ -33,6 +35,7 @@ class Training:
     """
 
     trial: Trial
+    build: Callable[[], Member]
     members: list[Member]
     epochs: int
     passes: int
@@ -54,6 +57,7 @@ class Training:
     def restart(self) -> None:
         """Begin again."""
         self.epoch, self.value, self.notes = 0, None, {}
+        self.members = [self.build() for _ in self.members]
 
     @property
     def is_over(self) -> bool:
