@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from collections.abc import Iterator
 from collections.abc import Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 import time
 
@@ -26,6 +28,8 @@ ENGINES: dict[str, Callable[[Program], Engine]] = {
 }
 """The engines by their names."""
 
+# What torch raises where a model does something that an engine cannot follow.
+_FAILURES = (RuntimeError, ValueError, TypeError, AttributeError, IndexError, KeyError)
 _SAMPLE = 4  # members by whom the others are judged
 _TIMED = 2  # steps
 _STACK_WORK = 4096  # multiplications per row up to which the stack engine may win
@@ -51,44 +55,44 @@ def choose(wanted: str, program: Program, batch: Batch, *, tolerance: float) -> 
     """
     sample = [slot for slot in program.taken if slot not in batch.idle][:_SAMPLE]
     few = replace(batch, idle=tuple(slot for slot in program.taken if slot not in sample))
-    saved = [matrix.clone() for matrix in program.matrices()]
-
-    def restore() -> None:
-        for matrix, rows in zip(program.matrices(), saved, strict=True):
-            matrix.copy_(rows)
-
     loop = make("loop", program)
-    right = loop.gradients(few)[1][sample]
-    restore()
     if wanted == "loop":
         return loop, "The loop was asked for."
-    seconds = {"loop": _seconds(loop, few) / len(sample) * len(program.taken)}
-    restore()
+    with _unchanged(program):
+        expected = loop.gradients(few)[1][sample]
+    with _unchanged(program):
+        seconds = {"loop": _seconds(loop, few) / len(sample) * len(program.taken)}
     problems: dict[str, str] = {}
     for name in _candidates(wanted, program, batch):
-        if name == "grad" and "vmap" in seconds and wanted == "auto":
-            continue
-        problem = None
+        if name == "grad" and "vmap" in seconds:
+            continue  # it is for what vmap cannot do
         try:
             engine = make(name, program)
-            gradients = engine.gradients(batch)[1]
-            restore()
-            problem = _difference(gradients[sample], right, sample, tolerance)
-            if problem is None:
+            with _unchanged(program):
+                gradients = engine.gradients(batch)[1][sample]
+            _compare(gradients, expected, sample, tolerance)
+            with _unchanged(program):
                 seconds[name] = _seconds(engine, batch)
-        except (RuntimeError, ValueError, TypeError, AttributeError, IndexError) as error:
+        except _FAILURES as error:
             if isinstance(error, torch.OutOfMemoryError):
                 raise
-            problem = str(error).strip().partition("\n")[0]
-        restore()
-        if problem is not None:
-            problems[name] = problem
-    if wanted != "auto":
-        if wanted in problems:
-            raise ValueError(f"engine must not be {wanted!r}: {problems[wanted]}")
-        return make(wanted, program), f"The engine {wanted!r} was asked for."
-    best = min(seconds, key=seconds.__getitem__)
-    return make(best, program), _reason(best, seconds, problems, len(program.taken))
+            problems[name] = str(error).strip().partition("\n")[0]
+    if wanted in problems:
+        raise ValueError(f"engine must not be {wanted!r} for these members: {problems[wanted]}")
+    loop.close()
+    best = min(seconds, key=seconds.__getitem__) if wanted == "auto" else wanted
+    return make(best, program), _reason(wanted, seconds, problems, len(program.taken))
+
+
+@contextmanager
+def _unchanged(program: Program) -> Iterator[None]:
+    """Put everything back in the end."""
+    saved = [matrix.clone() for matrix in program.matrices()]
+    try:
+        yield
+    finally:
+        for matrix, rows in zip(program.matrices(), saved, strict=True):
+            matrix.copy_(rows)
 
 
 def _candidates(wanted: str, program: Program, batch: Batch) -> Sequence[str]:
@@ -117,22 +121,26 @@ def _synchronize(batch: Batch) -> None:
         torch.cuda.synchronize(batch.inputs.device)
 
 
-def _difference(
-    gradients: Tensor, right: Tensor, sample: Sequence[int], tolerance: float
-) -> str | None:
-    for slot, row, expected in zip(sample, gradients, right, strict=True):
-        scale = expected.abs().nan_to_num(0, 0, 0).max().item()
-        if not torch.allclose(row, expected, tolerance, tolerance * scale, equal_nan=True):
-            return (
+def _compare(gradients: Tensor, expected: Tensor, sample: Sequence[int], tolerance: float) -> None:
+    for slot, row, own in zip(sample, gradients, expected, strict=True):
+        if not close(row, own, tolerance):
+            raise ValueError(
                 f"the gradient of the member in slot {slot} is not that of its own module, so "
                 "members differ in something that is neither a parameter nor a buffer."
             )
-    return None
 
 
-def _reason(best: str, seconds: dict[str, float], problems: dict[str, str], members: int) -> str:
+def close(a: Tensor, b: Tensor, tolerance: float) -> bool:
+    """Whether two tensors are equal, up to a share of the largest number."""
+    scale = b.abs().nan_to_num(0, 0, 0).max().item() if b.numel() else 0.0
+    return torch.allclose(a, b, tolerance, tolerance * scale, equal_nan=True)
+
+
+def _reason(wanted: str, seconds: dict[str, float], problems: dict[str, str], members: int) -> str:
     times = ", ".join(
-        f"{name} {1e6 * value / members:.3g} us" for name, value in sorted(seconds.items())
+        f"{name} {1e6 * value / members:.3g} us"
+        for name, value in sorted(seconds.items(), key=lambda item: item[1])
     )
+    why = "It is the fastest" if wanted == "auto" else "It was asked for"
     failed = "".join(f" Not {name}: {problem}" for name, problem in problems.items())
-    return f"The fastest per member and step ({times}).{failed}"
+    return f"{why} (per member and step: {times}).{failed}"

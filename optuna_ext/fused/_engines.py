@@ -30,6 +30,7 @@ from torch.func import vmap
 
 from optuna_ext.fused._feed import Batch
 from optuna_ext.fused._optimizers import Optimizers
+from optuna_ext.fused._weights import tensors
 from optuna_ext.fused._weights import Weights
 
 
@@ -110,7 +111,8 @@ class Program:
                 )
             return losses
         if live is None:
-            return losses.mean()
+            # Not mean(), whose gradient would lie in memory otherwise than that of the members.
+            return losses.sum() / losses.numel()
         return torch.where(live, losses, 0).sum() / live.sum().clamp(1)
 
 
@@ -138,6 +140,9 @@ class Engine:
 
     def forget(self, slot: int) -> None:
         """Drop what is known of a member that has changed."""
+
+    def close(self) -> None:
+        """Let go of the members' own modules."""
 
 
 class VmapEngine(Engine):
@@ -291,7 +296,12 @@ class LoopEngine(Engine):
         return torch.stack([found.get(slot, free) for slot in range(len(p.models))])
 
     def forget(self, slot: int) -> None:
-        self._bound.pop(slot, None)
+        if slot in self._bound:
+            self._bound.pop(slot).detach()
+
+    def close(self) -> None:
+        for slot in [*self._bound]:
+            self.forget(slot)
 
     def _bound_of(self, slot: int) -> _Bound:
         if slot not in self._bound:
@@ -307,7 +317,9 @@ class _Bound:
         if model is None:
             raise ValueError(f"slot must be taken, but {slot} is free.")
         self.model = model
+        self._own = {name: tensor.detach() for name, tensor in tensors(model).items()}
         self._tensors = program.weights.tensors_of(slot)
+        self._buffers = [name for name, _ in model.named_buffers()]
         self.attach()
         parameters = dict(model.named_parameters())
         self.trained = [parameters[name] for name in program.weights.trained]
@@ -315,12 +327,18 @@ class _Bound:
 
     def attach(self) -> None:
         """Put the rows in the place of the module's parameters and buffers."""
+        self._put(self._tensors)
+
+    def detach(self) -> None:
+        """Give the module its own tensors back, so that it does not keep the rows in memory."""
+        self._put(self._own)
+
+    def _put(self, given: Tensors) -> None:
         for name, parameter in self.model.named_parameters():
-            parameter.data = self._tensors[name]
-        self._buffers = [name for name, _ in self.model.named_buffers()]
+            parameter.data = given[name]
         for name in self._buffers:
             owner, _, leaf = name.rpartition(".")
-            setattr(self.model.get_submodule(owner), leaf, self._tensors[name])
+            setattr(self.model.get_submodule(owner), leaf, given[name])
 
     def keep_buffers(self) -> None:
         """Copy the buffers that the module has replaced instead of changing them."""

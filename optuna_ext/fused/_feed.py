@@ -100,7 +100,7 @@ def batches(
     else:
         rows = order
     if len(distinct) == 1:
-        for part in rows.split(distinct.pop(), dim=-1):
+        for part in torch.split(rows, distinct.pop(), dim=-1):
             yield Batch(inputs=x, targets=y, rows=part)
     else:
         yield from _padded(x, y, rows.expand(len(sizes), n), steps, taken)

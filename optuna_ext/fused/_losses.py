@@ -26,13 +26,11 @@ def binary_cross_entropy(outputs: Tensor, y: Tensor) -> Tensor:
         tensor([0.6931, 0.6931])
     """
     # -log sigmoid(-z) = softplus(z); beyond 40 that is z in float64 too.
-    z = outputs.flatten()
-    return F.softplus(torch.where(y > 0, -z, z), threshold=40)
+    log_odds = outputs.squeeze(1) if outputs.dim() == 2 else outputs
+    return F.softplus(log_odds * (1 - 2 * y.to(outputs.dtype)), threshold=40)
 
 
-def cross_entropy(
-    outputs: Tensor, y: Tensor, *, label_smoothing: float | Tensor = 0.0
-) -> Tensor:
+def cross_entropy(outputs: Tensor, y: Tensor, *, label_smoothing: float | Tensor = 0.0) -> Tensor:
     """Cross-entropy of several classes, in nats per row.
 
     As ``torch.nn.functional.cross_entropy`` with ``reduction="none"``, but members may differ in

@@ -176,7 +176,8 @@ class Optimizers:
             for index, (begin, end) in enumerate(itertools.pairwise(ends)):
                 # torch's optimizers skip a parameter without a gradient.
                 used = [i for i in range(begin, end) if gradients[i] is not None]
-                params, *state, own = ([some[i] for i in used] for some in (*lists, gradients))
+                params, *state = ([tensors[i] for i in used] for tensors in lists)
+                own = [g for g in gradients[begin:end] if g is not None]
                 self._call(slot, index, params, own, *state)
 
         @torch.no_grad()
@@ -207,7 +208,7 @@ class Optimizers:
             sgd(
                 params,
                 gradients,
-                [*state[0]] if state else [None] * len(params),
+                list[Tensor | None](state[0]) if state else [None] * len(params),
                 fused=True,
                 weight_decay=float(group["weight_decay"]),
                 momentum=float(group["momentum"]),
@@ -218,10 +219,12 @@ class Optimizers:
             )
         else:
             beta1, beta2 = group["betas"]
+            mean, square = state
             adam(
                 params,
                 gradients,
-                *state,
+                mean,
+                square,
                 [],
                 [*step.repeat(len(params)).unbind()],
                 fused=True,
@@ -282,11 +285,14 @@ class Optimizers:
         return self._coefficients
 
     def _columns(self, index: int) -> dict[str, Tensor]:
-        rows = [groups and _numbers(groups[index]) for groups in self._groups]
-        template = next(row for row in rows if row)
-        rows = [row or dict.fromkeys(template, 0.0) for row in rows]
-        values = {name: [row[name] for row in rows] for name in template}  # type: ignore[index]
-        columns = {"minus_lr": [-lr * f for lr, f in zip(values.pop("lr"), self._factors)]}
+        taken = {
+            slot: _numbers(groups[index]) for slot, groups in enumerate(self._groups) if groups
+        }
+        free = dict.fromkeys(next(iter(taken.values())), 0.0)
+        rows = [taken.get(slot, free) for slot in range(len(self._groups))]
+        values = {name: [row[name] for row in rows] for name in free}
+        rates = zip(values.pop("lr"), self._factors, strict=True)
+        columns = {"minus_lr": [-lr * factor for lr, factor in rates]}
         if not any(values["weight_decay"]):
             del values["weight_decay"]
         columns |= values

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.func import vmap
 
 from optuna_ext.fused._choice import choose
+from optuna_ext.fused._choice import close
 from optuna_ext.fused._choice import ENGINES
 from optuna_ext.fused._choice import make
 from optuna_ext.fused._engines import Engine
@@ -134,6 +135,11 @@ class Population:
         return len(self._members)
 
     @property
+    def n_bytes(self) -> int:
+        """The memory of all parameters, buffers and optimizer states."""
+        return sum(matrix.nbytes for matrix in self._program.matrices())
+
+    @property
     def taken(self) -> list[int]:
         """The slots that have a member, in increasing order."""
         return self._program.taken
@@ -213,7 +219,7 @@ class Population:
             for batch in batches(
                 x,
                 y,
-                sizes=[member and member.batch_size for _, member in members],
+                sizes=[member.batch_size if member else None for _, member in members],
                 generators=self._generators,
                 order=order,
             ):
@@ -283,7 +289,7 @@ class Population:
         wide = torch.float32 if self._device.type == "mps" else torch.float64
         totals = {name: x.new_zeros(self.slots, dtype=wide) for name in metrics}
         at_once = max(1, min(_ROWS_AT_ONCE, _MEMBER_ROWS_AT_ONCE // self.slots))
-        for rows, targets in zip(x.split(at_once), y.split(at_once), strict=True):
+        for rows, targets in zip(torch.split(x, at_once), torch.split(y, at_once), strict=True):
             outputs = self.running.outputs(rows)
             for name, metric in metrics.items():
                 values = vmap(metric, in_dims=(0, None))(outputs, targets)
@@ -324,6 +330,8 @@ class Population:
 
     def compact(self, keep: Sequence[int]) -> None:
         """Keep these slots only: slot ``i`` is then the former ``keep[i]``."""
+        if self._engine is not None:
+            self._engine.close()
         self._program.compact(keep)
         for name in ("_members", "_generators", "_epochs"):
             setattr(self, name, [getattr(self, name)[slot] for slot in keep])
@@ -391,13 +399,8 @@ class Population:
                 own = torch.func.functional_call(
                     model.eval(), self._program.weights.tensors_of(slot), (x,)
                 )
-            if not _close(together[slot], own, self._tolerance):
+            if not close(together[slot], own, self._tolerance):
                 raise ValueError(
                     f"members must differ in parameters and buffers only, but the outputs of the "
                     f"one in slot {slot} are not those of its own module."
                 )
-
-
-def _close(a: Tensor, b: Tensor, tolerance: float) -> bool:
-    scale = b.abs().nan_to_num(0, 0, 0).max().item() if b.numel() else 0.0
-    return torch.allclose(a, b, rtol=tolerance, atol=tolerance * scale, equal_nan=True)

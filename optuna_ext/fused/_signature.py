@@ -21,13 +21,30 @@ from optuna_ext.fused._randomness import RandomLayer
 
 
 # Rows of a batch do not meet in these, so batches of different sizes can be padded.
-_ROW_BY_ROW = tuple(
-    getattr(nn, name)
-    for name in (
-        "Sequential Linear Flatten Unflatten Identity ReLU Tanh Sigmoid GELU SiLU ELU LeakyReLU "
-        "Conv1d Conv2d MaxPool1d MaxPool2d AvgPool1d AvgPool2d AdaptiveAvgPool2d "
-        "AdaptiveMaxPool2d LayerNorm GroupNorm InstanceNorm2d Embedding"
-    ).split()
+_ROW_BY_ROW = (
+    nn.Sequential,
+    nn.Identity,
+    nn.Flatten,
+    nn.Unflatten,
+    nn.Linear,
+    nn.Embedding,
+    nn.LayerNorm,
+    nn.GroupNorm,
+    nn.ReLU,
+    nn.LeakyReLU,
+    nn.ELU,
+    nn.GELU,
+    nn.SiLU,
+    nn.Tanh,
+    nn.Sigmoid,
+    nn.Conv1d,
+    nn.Conv2d,
+    nn.MaxPool1d,
+    nn.MaxPool2d,
+    nn.AvgPool1d,
+    nn.AvgPool2d,
+    nn.AdaptiveAvgPool2d,
+    nn.AdaptiveMaxPool2d,
 )
 _DEPTH = 6  # of containers in containers
 _OWN_STATE = {
@@ -94,7 +111,7 @@ def meets_no_row(model: nn.Module) -> bool:
         type(module) in _ROW_BY_ROW
         or (isinstance(module, RandomLayer) and type(module).__module__ == RandomLayer.__module__)
         for module in model.modules()
-    ) and not any(getattr(module, "track_running_stats", False) for module in model.modules())
+    )
 
 
 def stack_of(model: nn.Module) -> list[nn.Module] | None:

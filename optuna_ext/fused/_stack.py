@@ -26,7 +26,7 @@ from optuna_ext.fused._feed import Batch
 from optuna_ext.fused._signature import stack_of
 
 
-_CHUNK = 2**18  # elements of the widest layer's activations, which then stay in the cache
+_CHUNK = 3 * 2**17  # elements of the widest layer's activations, which then stay in the cache
 
 
 class StackEngine(Engine):
@@ -59,20 +59,20 @@ class StackEngine(Engine):
         p = self._program
         losses = p.weights.flat.new_empty(len(p.models))
         rows = len(batch.inputs) if batch.rows is None else batch.rows.shape[-1]
+        shared = batch.x if batch.shared else None
         for chunk in self._chunks_of(rows, shared=batch.shared):
             some = chunk.some
+            live = None if batch.live is None else batch.live[some]
             if batch.shared or batch.rows is None:
-                y, live = batch.y, None
-                chunk.forward(batch.x)
+                y = batch.y
             else:
                 order = batch.rows[some].T.contiguous().flatten()
                 y = batch.targets.index_select(0, order)
                 y = y.view(rows, -1, *y.shape[1:]).transpose(0, 1)
-                live = None if batch.live is None else batch.live[some]
                 chunk.gather(self._transposed(batch.inputs), order)
-                chunk.forward(None)
+            chunk.forward(shared)
             losses[some] = self._loss(chunk, y, live, shared=batch.shared)
-            chunk.backward(batch.x if batch.shared else None)
+            chunk.backward(shared)
         return losses, self._found[:, : p.weights.frozen.start]
 
     @torch.enable_grad()
