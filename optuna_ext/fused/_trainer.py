@@ -323,7 +323,7 @@ class Trainer:
         seconds = round(time.perf_counter() - training.started, 3)
         notes: dict[str, Any] = {
             "device": str(self.device),
-            "n_parameters": training.n_parameters,
+            "n_parameters": training.trial.user_attrs.get("n_parameters", training.n_parameters),
             "epochs": training.epoch,
             "train_seconds": seconds,
         }
