@@ -83,7 +83,9 @@ def test_the_same_values_alone_and_together(
     name = module.__name__.rpartition(".")[2]
     epochs, n_trials = EPOCHS.get(name, 2), TRIALS.get(name, 3)
     alone, together = new_study(module), new_study(module)
-    alone.optimize(lambda trial: fit(trial, task, epochs=epochs, device="cpu", seed=3), n_trials=6)
+    alone.optimize(
+        lambda trial: fit(trial, task, epochs=epochs, device="cpu", seed=3), n_trials=n_trials
+    )
     fused.optimize(
         together,
         problem(task, epochs=epochs, device="cpu", seed=3),

@@ -55,7 +55,8 @@ def test_the_seed_of_the_generator_decides_the_masks() -> None:
         generator = torch.Generator().manual_seed(seed)
         with nets.seeded(0):
             net = nets.mlp((4, 100, 100, 1), dropout=0.5, generator=generator)
-        return (net[:5](torch.ones(1, 4)) == 0).flatten().tolist()
+        masks: list[bool] = (net[:5](torch.ones(1, 4)) == 0).flatten().tolist()
+        return masks
 
     assert dropped(1) == dropped(1)
     assert dropped(1) != dropped(2)
