@@ -55,6 +55,6 @@ def cross_entropy(outputs: Tensor, y: Tensor, *, label_smoothing: float | Tensor
     """
     logs = F.log_softmax(outputs, 1)
     own = -logs.gather(1, y[:, None])[:, 0]
-    if isinstance(label_smoothing, float | int) and label_smoothing == 0:
-        return own
-    return torch.lerp(own, -logs.mean(1), torch.as_tensor(label_smoothing).to(own))
+    if isinstance(label_smoothing, Tensor):
+        return torch.lerp(own, -logs.mean(1), label_smoothing.to(own))
+    return torch.lerp(own, -logs.mean(1), label_smoothing) if label_smoothing else own
