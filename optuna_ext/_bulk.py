@@ -321,13 +321,7 @@ class BulkStorage(BaseStorage):
         states: Container[TrialState] | None = None,
     ) -> list[FrozenTrial]:
         with self._lock:
-            study = self._fresh(study_id)
-            if states is None:
-                trials = [*study.trials]
-            elif states == (TrialState.WAITING,):  # asked before every trial
-                trials = [study.trials[number] for number in sorted(study.waiting)]
-            else:
-                trials = [trial for trial in study.trials if trial.state in states]
+            trials = self._fresh(study_id).select(states)
         return copy.deepcopy(trials) if deepcopy else trials
 
     def get_best_trial(self, study_id: int) -> FrozenTrial:

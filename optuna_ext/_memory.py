@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from dataclasses import dataclass
 from dataclasses import field
 from datetime import datetime
@@ -29,6 +30,10 @@ class StudyMemory:
     reserved: list[int] = field(default_factory=list)  # ids of trials not asked for yet
     distributions: dict[str, tuple[BaseDistribution, str]] = field(default_factory=dict)
     best: FrozenTrial | None = None
+    version: int = 0  # counts changes of trials
+    found: dict[tuple[TrialState, ...], tuple[int, list[FrozenTrial]]] = field(
+        default_factory=dict
+    )
     last_id: int = -1
     read_at: float = -float("inf")
 
@@ -40,6 +45,19 @@ class StudyMemory:
         best = None if self.best is None else self.best.value
         if best is None or (trial.value > best if maximize else trial.value < best):
             self.best = trial
+
+    def select(self, states: Container[TrialState] | None) -> list[FrozenTrial]:
+        """Return trials by state; pruners ask again and again before anything changes."""
+        if states is None:
+            return [*self.trials]
+        if states == (TrialState.WAITING,):  # asked before every trial
+            return [self.trials[number] for number in sorted(self.waiting)]
+        key = tuple(state for state in TrialState if state in states)
+        version, trials = self.found.get(key, (-1, []))
+        if version != self.version:
+            trials = [trial for trial in self.trials if trial.state in key]
+            self.found[key] = (self.version, trials)
+        return [*trials]
 
     def put(self, trial: FrozenTrial, *, own: bool) -> None:
         """Take over a trial from the database; ``own`` says that nobody else will change it."""
@@ -58,6 +76,7 @@ class StudyMemory:
 
     def replace(self, trial: FrozenTrial) -> None:
         """Put a changed trial in the place of what it was."""
+        self.version += 1
         self.trials[trial.number] = trial
         if trial.state == TrialState.WAITING:
             self.waiting.add(trial.number)

@@ -4,6 +4,7 @@ from optuna_ext.fused._losses import binary_cross_entropy as binary_cross_entrop
 from optuna_ext.fused._losses import cross_entropy as cross_entropy
 from optuna_ext.fused._member import Member as Member
 from optuna_ext.fused._memory import memory_per_member as memory_per_member
+from optuna_ext.fused._optimize import interrupted as interrupted
 from optuna_ext.fused._optimize import optimize as optimize
 from optuna_ext.fused._optimize import Summary as Summary
 from optuna_ext.fused._population import Population as Population

@@ -26,6 +26,7 @@ from torch import nn
 from torch import Tensor
 from torch.func import functional_call
 from torch.func import grad_and_value
+from torch.func import vjp
 from torch.func import vmap
 
 from optuna_ext.fused._feed import Batch
@@ -225,6 +226,21 @@ def _quiet() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="There is a performance drop")
         yield
+
+
+    def outputs(self, x: Tensor) -> Tensor:
+        p = self._program
+        p.model.eval()
+
+        def member(own: Tensors) -> Tensor:
+            # vjp for its own sake: under differentiation, layers without a batching rule are
+            # taken apart into what has one.
+            outputs, _ = vjp(lambda given: functional_call(p.model, given, (x,)), own)
+            return outputs
+
+        with _quiet(), p.autocast():
+            outputs: Tensor = vmap(member)(p.weights.views(p.weights.flat) | p.weights.buffers)
+        return outputs.detach()
 
 
 def _put_back(weights: Weights, buffers: Mapping[str, Tensor]) -> None:

@@ -215,6 +215,27 @@ def optimize(
     )
 
 
+def interrupted(study: Study, checkpoint: str | os.PathLike[str]) -> int:
+    """Count the trials of a study that an interrupted call of :func:`optimize` has begun.
+
+    Args:
+        study:
+            The study.
+        checkpoint:
+            As for :func:`optimize`.
+
+    Returns:
+        How many of them ``n_trials`` counts if the call is repeated; 0 without a checkpoint.
+    """
+    file = Checkpoint(checkpoint, interval=1)
+    return 0 if file.state is None else len(_trials_of(study, file))
+
+
+def _trials_of(study: Study, checkpoint: Checkpoint) -> list[FrozenTrial]:
+    trials = study.get_trials(deepcopy=False)
+    return [trial for trial in trials if trial.user_attrs.get(_RUN) == checkpoint.run]
+
+
 class _Loop:
     def __init__(
         self,
@@ -265,8 +286,7 @@ class _Loop:
         if state is None:
             self._checkpoint.write(self._study, self._trainer)
             return 0
-        trials = self._study.get_trials(deepcopy=False)
-        mine = [t for t in trials if t.user_attrs.get(_RUN) == self._checkpoint.run]
+        mine = _trials_of(self._study, self._checkpoint)
         running = [t for t in mine if t.state == TrialState.RUNNING]
         self._reported = {t.number: t.last_step or 0 for t in running}
         self._asked = {t.number: _study.go_on_with(self._study, t) for t in running}
@@ -309,7 +329,7 @@ class _Loop:
         trial = result.trial
         if not result.is_over:
             self._trainer.remove(trial)
-        for name, note in result.notes.items():
+        for name, note in result.notes().items():
             trial.set_user_attr(name, note)
         if result.final_value is not None:
             self._study.tell(trial, result.final_value)

@@ -1,13 +1,15 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
-from collections.abc import Iterator
+from collections.abc import Iterable
 from collections.abc import Mapping
 import copy
 import dataclasses
 import functools
+import sys
 import types
 from typing import Any
+import weakref
 
 import torch
 from torch import nn
@@ -18,6 +20,7 @@ from optuna_ext.fused._member import Member
 from optuna_ext.fused._optimizers import rule_of
 from optuna_ext.fused._randomness import own_randomness
 from optuna_ext.fused._randomness import RandomLayer
+from optuna_ext.fused._weights import tensors
 
 
 # Rows of a batch do not meet in these, so batches of different sizes can be padded.
@@ -46,7 +49,7 @@ _ROW_BY_ROW = (
     nn.AdaptiveAvgPool2d,
     nn.AdaptiveMaxPool2d,
 )
-_DEPTH = 6  # of containers in containers
+_DEPTH = 12  # of containers in containers
 _OWN_STATE = {
     "_parameters",
     "_buffers",
@@ -83,13 +86,18 @@ def signature(member: Member, *, rowwise: bool = True) -> Hashable:
     model = own_randomness(member.model, member.seed)
     rule = rule_of(member.optimizer)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
+    own = {id(tensor): name for name, tensor in tensors(model).items()}
+    own |= {id(module): name for name, module in model.named_modules()}
     groups = member.optimizer.param_groups
     size = member.batch_size
     if size is not None and rowwise and meets_no_row(model):
         size = _next_power(size)
     padded = padded_widths(member)
     return (
-        tuple((name, _code(module, padded)) for name, module in model.named_modules()),
+        tuple(
+            (name, _code(module, own, padded=padded is not None))
+            for name, module in model.named_modules()
+        ),
         tuple(
             (name, tuple(tensor.shape), tensor.dtype, tensor.requires_grad)
             for name, tensor in (*model.named_parameters(), *model.named_buffers())
@@ -180,52 +188,73 @@ def _has_hooks(module: nn.Module) -> bool:
     return any(vars(module)[name] for name in vars(module) if name.endswith("_hooks"))
 
 
-def _code(module: nn.Module, padded: tuple[int, ...] | None) -> Hashable:
-    ignored = set(_OWN_STATE)
-    if padded is not None:
-        ignored |= {"in_features", "out_features"}
-    attributes = {name: value for name, value in vars(module).items() if name not in ignored}
-    return _class(type(module)), _frozen(attributes)
+def _code(module: nn.Module, names: Mapping[int, str], *, padded: bool) -> Hashable:
+    """The class of a module and its attributes, but for what the program keeps per member."""
+    ignored = _OWN_STATE | ({"in_features", "out_features"} if padded else set())
+    attributes = {
+        # Hooks are numbered by the process; those of the state dict do not matter in training.
+        name: [*value.values()] if name.endswith("_hooks") else value
+        for name, value in vars(module).items()
+        if name not in ignored and "state_dict" not in name
+    }
+    return _frozen(type(module), names), _frozen(attributes, names)
 
 
-def _class(kind: type) -> Hashable:
-    if "<locals>" not in kind.__qualname__:
-        return kind
-    # A class statement inside a function makes a new class each time, of the same code.
-    methods = {name: value for name, value in vars(kind).items() if callable(value)}
-    return kind.__qualname__, kind.__bases__, _frozen(methods)
-
-
-def _frozen(value: Any, depth: int = 0) -> Hashable:
+def _frozen(value: Any, names: Mapping[int, str], depth: int = 0) -> Hashable:
     """Give something equal for equal values; what has no visible value equals only itself."""
-    if isinstance(value, bool | int | float | complex | str | bytes | None | type):
-        return type(value), repr(value) if isinstance(value, float) else value
-    if isinstance(value, torch.dtype | torch.device | torch.Size | types.CodeType):
-        return value
+    if isinstance(value, float):
+        return float, repr(value)
+    if isinstance(value, bool | int | complex | str | bytes | None | torch.dtype | torch.device):
+        return type(value), value
+    if isinstance(value, Tensor | nn.Module) and id(value) in names:
+        return type(value), names[id(value)]
     if isinstance(value, Tensor):
         return tuple(value.shape), value.dtype, value.detach().cpu().numpy().tobytes()
+    if isinstance(value, type) and _is_importable(value):
+        return value
     if depth < _DEPTH:
-        return type(value), *_parts(value, depth + 1)
+        return type(value), *(
+            part if isinstance(part, _Itself | types.CodeType) else _frozen(part, names, depth + 1)
+            for part in _parts(value)
+        )
     return _Itself(value)
 
 
-def _parts(value: Any, depth: int) -> Iterator[Hashable]:
+def _is_importable(kind: type) -> bool:
+    """Whether a class is made once, when its module is imported, and not by a function."""
+    found: Any = sys.modules.get(kind.__module__)
+    for name in kind.__qualname__.split("."):
+        found = getattr(found, name, None)
+    return found is kind
+
+
+def _parts(value: Any) -> Iterable[Any]:
+    """What a value is made of."""
     if isinstance(value, Mapping):
-        for key, item in value.items():
-            yield _frozen(key, depth), _frozen(item, depth)
-    elif isinstance(value, list | tuple | set | frozenset):
-        for item in value:
-            yield _frozen(item, depth)
-    elif isinstance(value, types.FunctionType):
+        return [*value.items()]
+    if isinstance(value, list | tuple):
+        return value
+    if isinstance(value, types.FunctionType):
         cells = [cell.cell_contents for cell in value.__closure__ or ()]
-        yield value.__code__
-        yield _frozen((value.__defaults__, value.__kwdefaults__, cells), depth)
-    elif isinstance(value, functools.partial):
-        yield _frozen((value.func, value.args, value.keywords), depth)
-    elif dataclasses.is_dataclass(value):
-        yield _frozen(vars(value), depth)
-    else:
-        yield _Itself(value)
+        return [value.__code__, value.__defaults__, value.__kwdefaults__, cells]
+    if isinstance(value, types.MethodType):
+        return [value.__func__]
+    if isinstance(value, functools.partial):
+        return [value.func, value.args, value.keywords]
+    if isinstance(value, property):
+        return [value.fget]
+    if isinstance(value, weakref.ref):
+        return [value()]
+    if isinstance(value, type):
+        methods = {
+            name: item
+            for name, item in vars(value).items()
+            if isinstance(item, types.FunctionType | property)
+        }
+        return [value.__qualname__, value.__bases__, methods]
+    if dataclasses.is_dataclass(value):
+        return [vars(value)]
+    return [_Itself(value)]
 
 
 class _Itself:

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from functools import partial
 import logging
 import math
-import time
 from typing import Any
 
 import optuna
 from optuna.study import StudyDirection
 from optuna.trial import Trial
 import torch
+from torch import nn
 
 from optuna_ext.fused._devices import is_out_of_memory
 from optuna_ext.fused._devices import release_memory
@@ -161,10 +161,10 @@ class Trainer:
                 try:
                     trainings.append(self._begin(trial))
                 except optuna.TrialPruned:
-                    results.append(_without_training(trial, reason=None))
+                    results.append(Result(trial=trial))
                 except self._catch as error:
                     text = f"{type(error).__name__}: {' '.join(str(error).split())}"
-                    results.append(_without_training(trial, reason=text))
+                    results.append(Result(trial=trial, reason=text))
         finally:
             results += self._place(trainings)
         return results
@@ -190,7 +190,8 @@ class Trainer:
             passes=number_of(problem.passes, hyperparameters),
             candidates=problem.best_of,
             maximize=trial.study.direction == StudyDirection.MAXIMIZE,
-            n_parameters=sum(p.numel() for p in members[0].model.parameters()),
+            device=str(self.device),
+            n_parameters=trial.user_attrs.get("n_parameters", _count(members[0].model)),
             parent=parent,
             first=self._left[parent].step if parent in self._left else 0,
         )
@@ -313,25 +314,8 @@ class Trainer:
             is_over=is_over,
             reason=reason,
             final_value=training.value if is_over and reason is None else None,
-            notes=self.notes_of(training, reason=reason, is_over=is_over),
+            training=training,
         )
-
-    def notes_of(
-        self, training: Training, *, reason: str | None = None, is_over: bool = False
-    ) -> dict[str, Any]:
-        """Return what is to be recorded with a trial that ends now."""
-        seconds = round(time.perf_counter() - training.started, 3)
-        notes: dict[str, Any] = {
-            "device": str(self.device),
-            "n_parameters": training.trial.user_attrs.get("n_parameters", training.n_parameters),
-            "epochs": training.epoch,
-            "train_seconds": seconds,
-        }
-        if reason is not None:
-            notes["reason"] = reason
-        elif is_over:
-            notes |= training.notes
-        return notes
 
     def _end(self, group: Group, slot: int, training: Training) -> None:
         group.remove(training)
@@ -421,7 +405,7 @@ class Trainer:
                 trainings.append(self._begin(trial, is_known=trial.number in known))
             else:
                 reason = f"the weights of its parent, trial {parent}, are lost"
-                results.append(_without_training(trial, reason=reason))
+                results.append(Result(trial=trial, reason=reason))
         room = self.slots
         self._queue += trainings[room:]
         results += self._place(trainings[:room])
@@ -441,17 +425,8 @@ class _Left:
     states: Callable[[], States]
 
 
-def _without_training(trial: Trial, *, reason: str | None) -> Result:
-    return Result(
-        trial=trial,
-        step=0,
-        value=math.nan,
-        is_reported=False,
-        is_over=True,
-        reason=reason,
-        final_value=None,
-        notes={} if reason is None else {"reason": reason},
-    )
+def _count(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def _column(metrics: Mapping[str, Sequence[float]], slot: int) -> dict[str, float]:

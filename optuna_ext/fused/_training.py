@@ -26,6 +26,7 @@ class Training:
         passes: How often an epoch goes through the rows.
         candidates: Epochs of which the best gives the value; ``None`` for the last one.
         maximize: Whether more is better.
+        device: Where.
         n_parameters: How many weights and biases a network has.
         parent: The number of the trial whose weights it goes on with.
         first: The step that this one had reached.
@@ -41,6 +42,7 @@ class Training:
     passes: int
     candidates: Sequence[int] | None
     maximize: bool
+    device: str
     n_parameters: int
     parent: int | None = None
     first: int = 0
@@ -104,20 +106,35 @@ class Result:
         step: Epochs since the weights were born, those of the trial's parents included.
         value: The first metric on the validation rows; with folds, the mean.
         is_reported: Whether it is to be reported.
-        is_over: Whether the training has ended, by success or failure.
+        is_over: Whether the trial has ended, by success or failure.
         reason: Why it failed; ``None`` if it did not.
         final_value: The value of the trial, once it is over.
-        notes: What is to be recorded with a trial that ends now.
+        training: The training behind it; ``None`` for a trial that ended before it began.
     """
 
     trial: Trial
-    step: int
-    value: float
-    is_reported: bool
-    is_over: bool
-    reason: str | None
-    final_value: float | None
-    notes: Mapping[str, Any]
+    step: int = 0
+    value: float = math.nan
+    is_reported: bool = False
+    is_over: bool = True
+    reason: str | None = None
+    final_value: float | None = None
+    training: Training | None = None
+
+    def notes(self) -> dict[str, Any]:
+        """Return what is to be recorded with a trial that ends now, as user attributes."""
+        notes: dict[str, Any] = {}
+        if self.training is not None:
+            seconds = time.perf_counter() - self.training.started
+            notes = {
+                "device": self.training.device,
+                "n_parameters": self.training.n_parameters,
+                "epochs": self.training.epoch,
+                "train_seconds": round(seconds, 3),
+            }
+        if self.final_value is not None and self.training is not None:
+            notes |= self.training.notes
+        return notes | ({} if self.reason is None else {"reason": self.reason})
 
 
 def mean(values: Sequence[float]) -> float:
