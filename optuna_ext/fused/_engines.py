@@ -26,7 +26,6 @@ from torch import nn
 from torch import Tensor
 from torch.func import functional_call
 from torch.func import grad_and_value
-from torch.func import vjp
 from torch.func import vmap
 
 from optuna_ext.fused._feed import Batch
@@ -179,10 +178,10 @@ class VmapEngine(Engine):
     def _member(
         self, views: Tensors, buffers: Tensors, x: Tensor, y: Tensor, live: Any, hyper: Tensors
     ) -> tuple[Tensor, Tensors]:
-        given = dict(buffers)  # where functional_call leaves what a module puts in their place
-        outputs = functional_call(self._program.model, (views, given), (x,))
+        given = views | buffers  # where functional_call leaves what a module puts in their place
+        outputs = functional_call(self._program.model, given, (x,))
         loss = self._program.mean_loss(outputs, y, live, hyper)
-        return loss, {name: given[name] for name in given if given[name] is not buffers[name]}
+        return loss, {name: given[name] for name in buffers if given[name] is not buffers[name]}
 
     @torch.no_grad()
     def outputs(self, x: Tensor) -> Tensor:
@@ -219,6 +218,21 @@ class GradEngine(VmapEngine):
         _put_back(p.weights, buffers)
         return losses, _joined([gradients[name] for name in trained], p.weights)
 
+    @torch.no_grad()
+    def outputs(self, x: Tensor) -> Tensor:
+        # What has no batching rule gets one from its gradient, and here is none.
+        p = self._program
+        p.model.eval()
+        tensors = p.weights.views(p.weights.flat) | p.weights.buffers
+        with p.autocast():
+            found = [
+                functional_call(
+                    p.model, {name: rows[slot] for name, rows in tensors.items()}, (x,)
+                )
+                for slot in range(len(p.models))
+            ]
+        return torch.stack(found)
+
 
 @contextmanager
 def _quiet() -> Iterator[None]:
@@ -226,21 +240,6 @@ def _quiet() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="There is a performance drop")
         yield
-
-
-    def outputs(self, x: Tensor) -> Tensor:
-        p = self._program
-        p.model.eval()
-
-        def member(own: Tensors) -> Tensor:
-            # vjp for its own sake: under differentiation, layers without a batching rule are
-            # taken apart into what has one.
-            outputs, _ = vjp(lambda given: functional_call(p.model, given, (x,)), own)
-            return outputs
-
-        with _quiet(), p.autocast():
-            outputs: Tensor = vmap(member)(p.weights.views(p.weights.flat) | p.weights.buffers)
-        return outputs.detach()
 
 
 def _put_back(weights: Weights, buffers: Mapping[str, Tensor]) -> None:

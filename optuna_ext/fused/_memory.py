@@ -67,7 +67,8 @@ def memory_per_member(
 
 def _peak(n: int, member: Member, x: Tensor, y: Tensor, **options: Any) -> int:
     members = [copy.deepcopy(member) for _ in range(n)]
-    with _Live() as live:
+    live = _Live()
+    with live:
         population = Population(member, slots=n, device=x.device, **options)
         for slot, own in enumerate(members):
             population.admit(slot, own)
@@ -75,11 +76,11 @@ def _peak(n: int, member: Member, x: Tensor, y: Tensor, **options: Any) -> int:
     return live.peak
 
 
-class _Live(TorchDispatchMode):
+class _Live(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the bytes of the tensors that are made inside, as long as they live."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.peak = 0
         self._now = 0
         self._known: dict[int, weakref.ref[Any]] = {}

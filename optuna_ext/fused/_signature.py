@@ -206,12 +206,14 @@ def _frozen(value: Any, names: Mapping[int, str], depth: int = 0) -> Hashable:
         return float, repr(value)
     if isinstance(value, bool | int | complex | str | bytes | None | torch.dtype | torch.device):
         return type(value), value
-    if isinstance(value, Tensor | nn.Module) and id(value) in names:
-        return type(value), names[id(value)]
+    if id(value) in names and isinstance(value, Tensor | nn.Module | type):
+        return "own", names[id(value)]
     if isinstance(value, Tensor):
         return tuple(value.shape), value.dtype, value.detach().cpu().numpy().tobytes()
-    if isinstance(value, type) and _is_importable(value):
-        return value
+    if isinstance(value, type):
+        if _is_importable(value):
+            return value
+        names = {**names, id(value): value.__qualname__}  # its methods may refer to it
     if depth < _DEPTH:
         return type(value), *(
             part if isinstance(part, _Itself | types.CodeType) else _frozen(part, names, depth + 1)
