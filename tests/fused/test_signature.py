@@ -130,7 +130,8 @@ def test_optimizers() -> None:
     assert signature(member(Adam)) != signature(member(AdamW))
     assert signature(member(SGD, lr=0.1)) != signature(member(Adam))
     model = nn.Linear(2, 3)
-    groups = SGD([{"params": [model.weight]}, {"params": [model.bias]}], lr=0.1)
+    halves: list[dict[str, Any]] = [{"params": [model.weight]}, {"params": [model.bias]}]
+    groups = SGD(halves, lr=0.1)
     assert signature(member(SGD, lr=0.1)) != signature(Member(model=model, optimizer=groups))
 
 
