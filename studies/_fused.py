@@ -54,9 +54,8 @@ def fused_study(module: ModuleType) -> Callable[[Options, Mapping[str, Any]], in
         )
         if len(plan.devices) > 1:
             raise UserError("--device must be one device with --fused")
-        given = {
-            name: parameter.default for name, parameter in objective.keywords().items()
-        } | plan.job.arguments
+        given: dict[str, Any] = {name: p.default for name, p in objective.keywords().items()}
+        given |= plan.job.arguments
         given["device"] = plan.devices[0] or "auto"
         try:
             objective.rehearse(plan.job.arguments)
@@ -87,10 +86,11 @@ def _run(
     problem: Problem,
     slots: int,
     given: Mapping[str, Any],
-    **_: Any,
+    **others: Any,  # what only processes of their own need
 ) -> None:
     from optuna_ext import fused
 
+    del others
     study, _ = job.load(bulk_storage(connect(job.storage)))
     progress.follow(study)
     checkpoint = _checkpoint(job)
