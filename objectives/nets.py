@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 import torch
 from torch import nn
-from torch import Tensor
+
+from optuna_ext.fused import Dropout
 
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh}
@@ -33,36 +34,6 @@ def seeded(seed: int) -> Iterator[None]:
     with _seeding, torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         yield
-
-
-class Dropout(nn.Module):
-    """Dropout whose masks come from its own generator.
-
-    ``torch.nn.Dropout`` draws from the one global generator of the process, so two trials running
-    in two threads (``optimize(n_jobs=2)``) would change each other's results.
-
-    Args:
-        p:
-            The share of units set to zero during training, in ``[0, 1)``.
-        generator:
-            Where the masks come from; it lives on the device of the inputs.
-    """
-
-    def __init__(self, p: float, generator: torch.Generator) -> None:
-        super().__init__()
-        self.p = p
-        self.generator = generator
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Zero units at random and scale the others up; the identity in evaluation mode."""
-        if not self.training:
-            return x
-        mask: Tensor = self._mask(x)
-        return x * mask / (1 - self.p)
-
-    @torch.compiler.disable  # type: ignore[untyped-decorator]  # the compiler knows no generators
-    def _mask(self, x: Tensor) -> Tensor:
-        return torch.empty_like(x).bernoulli_(1 - self.p, generator=self.generator)
 
 
 def mlp(
@@ -83,7 +54,7 @@ def mlp(
         dropout:
             Share of hidden units dropped in training, in ``[0, 1)``.
         generator:
-            Where the masks of the dropout come from; needed when ``dropout`` is positive.
+            Its seed decides the masks of the dropout; needed when ``dropout`` is positive.
 
     Returns:
         A network from ``(n, widths[0])`` to ``(n, widths[-1])``.
@@ -92,12 +63,13 @@ def mlp(
         ValueError: If ``dropout`` is positive and there is no ``generator``.
     """
     if dropout > 0 and generator is None:
-        raise ValueError(f"dropout={dropout} needs a generator to draw its masks from.")
+        raise ValueError(f"dropout={dropout} needs a generator, whose seed decides its masks.")
     layers: list[nn.Module] = []
     for fan_in, fan_out in zip(widths[:-2], widths[1:-1], strict=True):
         layers += [nn.Linear(fan_in, fan_out), ACTIVATIONS[activation]()]
         if generator is not None and dropout > 0:
-            layers.append(Dropout(dropout, generator))
+            seed = generator.initial_seed()
+            layers.append(Dropout(dropout, seed=seed, layer=len(layers)))
     return nn.Sequential(*layers, nn.Linear(widths[-2], widths[-1]))
 
 

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from optuna_ext.samplers import WarmupSampler as WarmupSampler
     from optuna_ext.schedule import Schedule as Schedule
     from optuna_ext.space import UnitSpace as UnitSpace
+    from optuna_ext.storage import bulk_storage as bulk_storage
     from optuna_ext.storage import open_storage as open_storage
     from optuna_ext.storage import sqlite as sqlite
 
@@ -60,6 +61,7 @@ _HOMES = {
     "SuccessiveHalvingPruner": "optuna_ext.pruners",
     "UnitSpace": "optuna_ext.space",
     "WarmupSampler": "optuna_ext.samplers",
+    "bulk_storage": "optuna_ext.storage",
     "open_storage": "optuna_ext.storage",
     "replay": "optuna_ext._replay",
     "sqlite": "optuna_ext.storage",

@@ -13,19 +13,23 @@ No message contains a password.
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 import re
 import shlex
 from urllib.parse import urlsplit
 
+from optuna.storages import _CachedStorage
 from optuna.storages import BaseStorage
 from optuna.storages import GrpcStorageProxy
 from optuna.storages import InMemoryStorage
 from optuna.storages import JournalStorage
+from optuna.storages import RDBStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.storages.journal import JournalFileOpenLock
 
+from optuna_ext._bulk import BulkStorage
 from optuna_ext._rdb import accept_experimental
 from optuna_ext._rdb import CONNECT_TIMEOUT
 from optuna_ext._rdb import DRIVERS
@@ -36,9 +40,12 @@ from optuna_ext._rdb import server
 from optuna_ext._rdb import server_url
 from optuna_ext._rdb import sqlite
 from optuna_ext._rdb import sqlite_url
+from optuna_ext._rows import knows_schema
 
 
-__all__ = ["dashboard_command", "open_storage", "sqlite"]
+__all__ = ["bulk_storage", "dashboard_command", "open_storage", "sqlite"]
+
+_logger = logging.getLogger(__name__)
 
 _FORMS = (
     "a plain path, sqlite:///PATH, journal:PATH, "
@@ -110,6 +117,53 @@ def open_storage(
             return InMemoryStorage()
         case _:
             return server(target, options)
+
+
+def bulk_storage(
+    storage: str | os.PathLike[str] | BaseStorage, *, interval: float = 1.0
+) -> BaseStorage:
+    """Open a storage that answers from memory and writes many trials in one transaction.
+
+    For trials that are faster than the database: on SQLite one with ten reports costs 0.15 ms
+    instead of 240 (see :class:`optuna_ext._bulk.BulkStorage` for when what is written). It can be
+    used wherever a storage can, in several processes at once, and the file is an ordinary one.
+
+    Args:
+        storage:
+            What :func:`open_storage` takes. Journals, gRPC and ``:memory:`` are returned as they
+            are, and so is a database whose tables are not known, with a warning in the log.
+        interval:
+            Seconds until a report of a running trial is written, and until the work of other
+            processes is seen, ``interval > 0``. A trial that was told is written at once.
+
+    Raises:
+        ValueError: If ``interval`` is not greater than 0, and as for :func:`open_storage`.
+        OSError: As for :func:`open_storage`.
+        ImportError: As for :func:`open_storage`.
+
+    Example:
+        .. code-block:: python
+
+            import optuna
+            from optuna_ext import bulk_storage
+
+            study = optuna.create_study(storage=bulk_storage("study.db"))
+            study.optimize(lambda trial: trial.suggest_float("x", -1, 1) ** 2, n_trials=100)
+    """
+    if not interval > 0:
+        raise ValueError(f"interval must be greater than 0 seconds, but is {interval!r}")
+    opened = open_storage(storage)
+    if isinstance(opened, _CachedStorage):  # which Optuna puts around every RDBStorage
+        opened = opened._backend
+    if not isinstance(opened, RDBStorage) or opened.engine.url.database in (None, "", ":memory:"):
+        return opened
+    if not knows_schema(opened):
+        _logger.warning(
+            "Optuna's tables are not those that optuna_ext writes in bulk: every value is "
+            "written by itself, which is slower"
+        )
+        return opened
+    return BulkStorage(opened, interval=interval)
 
 
 def dashboard_command(storage: str | os.PathLike[str]) -> str:

@@ -136,8 +136,14 @@ def as_main(
     return main
 
 
-def run_plan(plan: Plan, *, as_json: bool) -> int:
-    """Run a study and print what it found; return the exit code."""
+def run_plan(plan: Plan, *, as_json: bool, run: Callable[..., None] | None = None) -> int:
+    """Run a study and print what it found; return the exit code.
+
+    Args:
+        plan: What to run.
+        as_json: Whether to print JSON and nothing else.
+        run: Runs the trials, instead of one after another in each process.
+    """
     errors = Console(stderr=True)
     interrupt = Interrupt()
     with interrupt.listening(), quiet_optuna(ConsoleHandler(errors)):
@@ -160,7 +166,7 @@ def run_plan(plan: Plan, *, as_json: bool) -> int:
                     f"study {job.study!r} has its {job.trials} trials already: give it more with "
                     f"{plan.more}, or start another one with --study"
                 )
-            _run(plan, job, interrupt=interrupt, progress=progress, tickets=tickets)
+            (run or _run)(plan, job, interrupt=interrupt, progress=progress, tickets=tickets)
         summary = summarize(study, location=job.storage)
         if plan.figure is not None:
             try:

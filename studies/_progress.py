@@ -74,6 +74,10 @@ class StudyProgress:
         self.update(last=True)
         self._bar.stop()
 
+    def follow(self, study: Study) -> None:
+        """Read the same study from another storage from now on."""
+        self._study = study
+
     @property
     def n_before(self) -> int:
         """How many trials were settled at the start."""

@@ -20,9 +20,14 @@ import sys
 
 from objectives import boundaries
 from studies._command import study_command
+from studies._fused import fused_study
 
 
-main = study_command(boundaries, data=lambda own: f"boundaries-{own['dataset']}")
+main = study_command(
+    boundaries,
+    data=lambda own: f"boundaries-{own['dataset']}",
+    instead={"fused": fused_study(boundaries)},
+)
 
 if __name__ == "__main__":
     sys.exit(main(None))

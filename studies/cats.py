@@ -31,9 +31,12 @@ import sys
 from objectives import cats
 from studies._cat_grid import train_grid
 from studies._command import study_command
+from studies._fused import fused_study
 
 
-main = study_command(cats, data=lambda arguments: "cats", instead={"grid": train_grid})
+main = study_command(
+    cats, data=lambda arguments: "cats", instead={"grid": train_grid, "fused": fused_study(cats)}
+)
 
 if __name__ == "__main__":
     sys.exit(main(None))

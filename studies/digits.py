@@ -20,9 +20,10 @@ import sys
 
 from objectives import digits
 from studies._command import study_command
+from studies._fused import fused_study
 
 
-main = study_command(digits)
+main = study_command(digits, instead={"fused": fused_study(digits)})
 
 if __name__ == "__main__":
     sys.exit(main(None))

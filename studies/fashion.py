@@ -21,9 +21,12 @@ import sys
 
 from objectives import fashion
 from studies._command import study_command
+from studies._fused import fused_study
 
 
-main = study_command(fashion, data=lambda arguments: "fashion")
+main = study_command(
+    fashion, data=lambda arguments: "fashion", instead={"fused": fused_study(fashion)}
+)
 
 if __name__ == "__main__":
     sys.exit(main(None))

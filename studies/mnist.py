@@ -19,9 +19,10 @@ import sys
 
 from objectives import mnist
 from studies._command import study_command
+from studies._fused import fused_study
 
 
-main = study_command(mnist, data=lambda arguments: "mnist")
+main = study_command(mnist, data=lambda arguments: "mnist", instead={"fused": fused_study(mnist)})
 
 if __name__ == "__main__":
     sys.exit(main(None))

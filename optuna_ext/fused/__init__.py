@@ -1,0 +1,16 @@
+"""Train many trials of a study as one program."""
+
+from optuna_ext.fused._losses import binary_cross_entropy as binary_cross_entropy
+from optuna_ext.fused._losses import cross_entropy as cross_entropy
+from optuna_ext.fused._member import Member as Member
+from optuna_ext.fused._memory import memory_per_member as memory_per_member
+from optuna_ext.fused._optimize import interrupted as interrupted
+from optuna_ext.fused._optimize import optimize as optimize
+from optuna_ext.fused._optimize import Summary as Summary
+from optuna_ext.fused._population import Population as Population
+from optuna_ext.fused._problem import Problem as Problem
+from optuna_ext.fused._randomness import Dropout as Dropout
+from optuna_ext.fused._randomness import GaussianNoise as GaussianNoise
+from optuna_ext.fused._signature import signature as signature
+from optuna_ext.fused._trainer import Trainer as Trainer
+from optuna_ext.fused._training import Result as Result

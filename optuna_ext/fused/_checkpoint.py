@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+import pickle
+import time
+from typing import Any
+import uuid
+
+from optuna.study import Study
+import torch
+
+from optuna_ext.fused._trainer import Trainer
+
+
+_VERSION = 1
+
+
+class Checkpoint:
+    """A file with all trials in training, from which another process goes on.
+
+    Args:
+        path:
+            The file; ``None`` writes none.
+        interval:
+            Seconds between two writes, ``interval > 0``.
+
+    Raises:
+        ValueError: If ``interval`` is not greater than 0, or the file is something else.
+    """
+
+    def __init__(self, path: str | os.PathLike[str] | None, *, interval: float) -> None:
+        if not interval > 0:
+            raise ValueError(
+                f"checkpoint_interval must be greater than 0 seconds, but it is {interval}."
+            )
+        self._path = None if path is None else Path(path).expanduser().absolute()
+        self._interval = interval
+        self._next = time.monotonic() + interval
+        self.run = uuid.uuid4().hex
+        """Names the run in its trials, so that another process finds them."""
+        self.state: dict[str, Any] | None = None
+        """What an earlier process has left."""
+        self._study: str | None = None
+        if self._path is not None and self._path.exists():
+            self._read(self._path)
+
+    def __bool__(self) -> bool:
+        return self._path is not None
+
+    def _read(self, path: Path) -> None:
+        try:
+            found = torch.load(path, map_location="cpu", weights_only=True)
+            if found["version"] != _VERSION:
+                raise KeyError
+            self.run, self.state, self._study = found["run"], found["state"], found["study"]
+        except (KeyError, TypeError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+            raise ValueError(f"checkpoint {str(path)!r} is not one of this program.") from error
+
+    def check(self, study: Study) -> None:
+        """Refuse to go on with another study.
+
+        Raises:
+            ValueError: If the checkpoint is of another study.
+        """
+        if self._study not in (None, study.study_name):
+            raise ValueError(
+                f"checkpoint {str(self._path)!r} must be of study {study.study_name!r}, but it is "
+                f"of {self._study!r}."
+            )
+
+    def write(self, study: Study, trainer: Trainer) -> None:
+        """Write the file, at once or not at all."""
+        if self._path is None:
+            return
+        new = self._path.with_name(f"{self._path.name}.{os.getpid()}")
+        contents = {
+            "version": _VERSION,
+            "run": self.run,
+            "study": study.study_name,
+            "state": trainer.state_dict(),
+        }
+        try:
+            with new.open("wb") as file:
+                torch.save(contents, file)
+                file.flush()
+                os.fsync(file.fileno())
+            new.replace(self._path)
+        finally:
+            new.unlink(missing_ok=True)
+        self._next = time.monotonic() + self._interval
+
+    def write_if_due(self, study: Study, trainer: Trainer) -> None:
+        """Write the file if the last time is long ago."""
+        if time.monotonic() >= self._next:
+            self.write(study, trainer)
+
+    def remove(self) -> None:
+        """Remove the file, as the run is over."""
+        if self._path is not None:
+            self._path.unlink(missing_ok=True)

@@ -1,0 +1,146 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from collections.abc import Iterator
+from collections.abc import Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+import time
+
+import torch
+from torch import Tensor
+
+from optuna_ext.fused._engines import Engine
+from optuna_ext.fused._engines import GradEngine
+from optuna_ext.fused._engines import LoopEngine
+from optuna_ext.fused._engines import Program
+from optuna_ext.fused._engines import VmapEngine
+from optuna_ext.fused._feed import Batch
+from optuna_ext.fused._stack import StackEngine
+from optuna_ext.fused._stack import work_of
+
+
+ENGINES: dict[str, Callable[[Program], Engine]] = {
+    "stack": StackEngine,
+    "vmap": VmapEngine,
+    "grad": GradEngine,
+    "loop": LoopEngine,
+}
+"""The engines by their names."""
+
+# What torch raises where a model does something that an engine cannot follow.
+_FAILURES = (RuntimeError, ValueError, TypeError, AttributeError, IndexError, KeyError)
+_SAMPLE = 4  # members by whom the others are judged
+_TIMED = 2  # steps
+_STACK_WORK = 4096  # multiplications per row up to which the stack engine may win
+
+
+def make(name: str, program: Program) -> Engine:
+    """Make an engine, with the layout in memory that it needs."""
+    engine = ENGINES[name](program)
+    program.relayout(members_last=name == "stack")
+    return engine
+
+
+def choose(wanted: str, program: Program, batch: Batch, *, tolerance: float) -> tuple[Engine, str]:
+    """Make the engine that is wanted, or the fastest of those that are right.
+
+    Right is an engine whose gradients of some members are those of their own modules.
+
+    Returns:
+        The engine, and a sentence that says why it is this one.
+
+    Raises:
+        ValueError: If the engine that is wanted cannot train these members.
+    """
+    sample = [slot for slot in program.taken if slot not in batch.idle][:_SAMPLE]
+    few = replace(batch, idle=tuple(slot for slot in program.taken if slot not in sample))
+    loop = make("loop", program)
+    if wanted == "loop":
+        return loop, "The loop was asked for."
+    with _unchanged(program):
+        expected = loop.gradients(few)[1][sample]
+    with _unchanged(program):
+        seconds = {"loop": _seconds(loop, few) / len(sample) * len(program.taken)}
+    problems: dict[str, str] = {}
+    for name in _candidates(wanted, program, batch):
+        if name == "grad" and "vmap" in seconds:
+            continue  # it is for what vmap cannot do
+        try:
+            engine = make(name, program)
+            with _unchanged(program):
+                gradients = engine.gradients(batch)[1][sample]
+            _compare(gradients, expected, sample, tolerance)
+            with _unchanged(program):
+                seconds[name] = _seconds(engine, batch)
+        except _FAILURES as error:
+            if isinstance(error, torch.OutOfMemoryError):
+                raise
+            problems[name] = str(error).strip().partition("\n")[0]
+    if wanted in problems:
+        raise ValueError(f"engine must not be {wanted!r} for these members: {problems[wanted]}")
+    loop.close()
+    best = min(seconds, key=seconds.__getitem__) if wanted == "auto" else wanted
+    return make(best, program), _reason(wanted, seconds, problems, len(program.taken))
+
+
+@contextmanager
+def _unchanged(program: Program) -> Iterator[None]:
+    """Put everything back in the end."""
+    saved = [matrix.clone() for matrix in program.matrices()]
+    try:
+        yield
+    finally:
+        for matrix, rows in zip(program.matrices(), saved, strict=True):
+            matrix.copy_(rows)
+
+
+def _candidates(wanted: str, program: Program, batch: Batch) -> Sequence[str]:
+    if wanted != "auto":
+        return [wanted]
+    return [*(["stack"] if 0 < work_of(program, batch) <= _STACK_WORK else []), "vmap", "grad"]
+
+
+def _seconds(engine: Engine, batch: Batch) -> float:
+    engine.step(batch)
+    # On a busy machine only the time of this thread says something, if there is just this one.
+    alone = torch.get_num_threads() == 1 and batch.inputs.is_cpu
+    clock = time.thread_time if alone else time.perf_counter
+    found = []
+    for _ in range(_TIMED):
+        _synchronize(batch)
+        started = clock()
+        engine.step(batch)
+        _synchronize(batch)
+        found.append(clock() - started)
+    return min(found)
+
+
+def _synchronize(batch: Batch) -> None:
+    if batch.inputs.is_cuda:
+        torch.cuda.synchronize(batch.inputs.device)
+
+
+def _compare(gradients: Tensor, expected: Tensor, sample: Sequence[int], tolerance: float) -> None:
+    for slot, row, own in zip(sample, gradients, expected, strict=True):
+        if not close(row, own, tolerance):
+            raise ValueError(
+                f"the gradient of the member in slot {slot} is not that of its own module, so "
+                "members differ in something that is neither a parameter nor a buffer."
+            )
+
+
+def close(a: Tensor, b: Tensor, tolerance: float) -> bool:
+    """Whether two tensors are equal, up to a share of the largest number."""
+    scale = b.abs().nan_to_num(0, 0, 0).max().item() if b.numel() else 0.0
+    return torch.allclose(a, b, tolerance, tolerance * scale, equal_nan=True)
+
+
+def _reason(wanted: str, seconds: dict[str, float], problems: dict[str, str], members: int) -> str:
+    times = ", ".join(
+        f"{name} {1e6 * value / members:.3g} us"
+        for name, value in sorted(seconds.items(), key=lambda item: item[1])
+    )
+    why = "It is the fastest" if wanted == "auto" else "It was asked for"
+    failed = "".join(f" Not {name}: {problem}" for name, problem in problems.items())
+    return f"{why} (per member and step: {times}).{failed}"

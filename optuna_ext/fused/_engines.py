@@ -1,0 +1,397 @@
+"""Ways to take a step with all members of a population; all compute the same.
+
+- ``vmap``: one forward of the user's module for all members, by ``torch.func.vmap``, and ordinary
+  autograd on the sum of their losses. Any architecture that vmap can batch.
+- ``grad``: vmap of the gradient, for what has no batching rule under autograd: recurrent layers.
+- ``loop``: one member after another, each by its own module. Everything that trains at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from collections.abc import Iterator
+from collections.abc import Mapping
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from contextlib import contextmanager
+from contextlib import nullcontext
+from dataclasses import dataclass
+import hashlib
+from typing import Any
+from typing import ClassVar
+import warnings
+
+import torch
+from torch import nn
+from torch import Tensor
+from torch.func import functional_call
+from torch.func import grad_and_value
+from torch.func import vmap
+
+from optuna_ext.fused._feed import Batch
+from optuna_ext.fused._optimizers import Optimizers
+from optuna_ext.fused._weights import tensors
+from optuna_ext.fused._weights import Weights
+
+
+Tensors = dict[str, Tensor]
+
+
+@dataclass
+class Program:
+    """What engines share: the population's tensors and what is done with them.
+
+    Args:
+        model:
+            The architecture; its own weights are not used.
+        weights:
+            The weights of the members.
+        optimizers:
+            Their optimizers.
+        loss:
+            As for ``Population``.
+        hyper:
+            The arguments of the loss, ``(slots,)`` each.
+        models:
+            The members' own modules; ``None`` in free slots.
+        seeds:
+            The seeds of the members.
+        steps:
+            How many steps they have made.
+        autocast:
+            Makes the context of a forward.
+        compile:
+            Whether to compile.
+    """
+
+    model: nn.Module
+    weights: Weights
+    optimizers: Optimizers
+    loss: Callable[..., Tensor]
+    hyper: Tensors
+    models: list[nn.Module | None]
+    seeds: list[int]
+    steps: list[int]
+    autocast: Callable[[], AbstractContextManager[Any]]
+    compile: bool
+
+    @property
+    def taken(self) -> list[int]:
+        """The slots that have a member."""
+        return [slot for slot, model in enumerate(self.models) if model is not None]
+
+    def matrices(self) -> list[Tensor]:
+        """Everything that a step changes, a row per slot."""
+        return [self.weights.flat, *self.weights.buffers.values(), *self.optimizers.matrices()]
+
+    def relayout(self, *, members_last: bool) -> None:
+        """Make either the members or the parameters adjacent in memory."""
+        self.weights.relayout(members_last=members_last)
+        self.optimizers.relayout(members_last=members_last)
+
+    def compact(self, keep: Sequence[int]) -> None:
+        """Keep these slots only."""
+        self.relayout(members_last=False)
+        self.weights.compact(keep)
+        self.optimizers.compact(keep)
+        rows = torch.tensor(keep, device=self.weights.flat.device)
+        self.hyper = {name: values[rows] for name, values in self.hyper.items()}
+        self.models = [self.models[slot] for slot in keep]
+        self.seeds = [self.seeds[slot] for slot in keep]
+        self.steps = [self.steps[slot] for slot in keep]
+
+    def mean_loss(self, outputs: Tensor, y: Tensor, live: Tensor | None, hyper: Tensors) -> Tensor:
+        """The loss of one member."""
+        losses = self.loss(outputs, y, **hyper)
+        if losses.dim() == 0:
+            if live is not None:
+                raise ValueError(
+                    "loss must give one number per row, because batch sizes differ, but it gives "
+                    "a scalar."
+                )
+            return losses
+        if live is None:
+            # Not mean(), whose gradient would lie in memory otherwise than that of the members.
+            return losses.sum() / losses.numel()
+        return torch.where(live, losses, 0).sum() / live.sum().clamp(1)
+
+
+class Engine:
+    """Takes steps with all members of a program."""
+
+    name: ClassVar[str]
+
+    def __init__(self, program: Program) -> None:
+        self._program = program
+
+    def gradients(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Compute the losses ``(slots,)`` and the gradients ``(slots, P)`` of what is trained."""
+        raise NotImplementedError
+
+    def step(self, batch: Batch) -> Tensor:
+        """Train every member that is not idle on its rows; return the losses ``(slots,)``."""
+        losses, gradients = self.gradients(batch)
+        self._program.optimizers.step(gradients, self._program.taken)
+        return losses
+
+    def outputs(self, x: Tensor) -> Tensor:
+        """Compute ``(slots, rows, ...)`` in evaluation mode; anything in free slots."""
+        raise NotImplementedError
+
+    def forget(self, slot: int) -> None:
+        """Drop what is known of a member that has changed."""
+
+    def close(self) -> None:
+        """Let go of the members' own modules."""
+
+
+class VmapEngine(Engine):
+    """One forward for all members, one backward through the sum of their losses."""
+
+    name = "vmap"
+
+    def __init__(self, program: Program) -> None:
+        super().__init__(program)
+        self._losses = torch.compile(self._eager) if program.compile else self._eager
+
+    def gradients(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        p = self._program
+        p.model.train()
+        views = {name: view.detach() for name, view in p.weights.views(p.weights.flat).items()}
+        leaves = [views[name].requires_grad_() for name in p.weights.trained]
+        with _quiet(), p.autocast():
+            losses, buffers = self._losses(views, batch)
+            total = losses.sum()
+        gradients = torch.autograd.grad(total, leaves, allow_unused=True)
+        _put_back(p.weights, buffers)
+        return losses.detach(), _joined(gradients, p.weights)
+
+    def _eager(self, views: Tensors, batch: Batch) -> tuple[Tensor, Tensors]:
+        p = self._program
+        row = None if batch.shared else 0
+        dims = (0, 0, row, row, None if batch.live is None else 0, 0)
+        losses: tuple[Tensor, Tensors] = vmap(self._member, in_dims=dims)(
+            views, p.weights.buffers, batch.x, batch.y, batch.live, p.hyper
+        )
+        return losses
+
+    def _member(
+        self, views: Tensors, buffers: Tensors, x: Tensor, y: Tensor, live: Any, hyper: Tensors
+    ) -> tuple[Tensor, Tensors]:
+        given = views | buffers  # where functional_call leaves what a module puts in their place
+        outputs = functional_call(self._program.model, given, (x,))
+        loss = self._program.mean_loss(outputs, y, live, hyper)
+        return loss, {name: given[name] for name in buffers if given[name] is not buffers[name]}
+
+    @torch.no_grad()
+    def outputs(self, x: Tensor) -> Tensor:
+        p = self._program
+        p.model.eval()
+        tensors = p.weights.views(p.weights.flat) | p.weights.buffers
+        with _quiet(), p.autocast():
+            outputs: Tensor = vmap(lambda own: functional_call(p.model, own, (x,)), in_dims=(0,))(
+                tensors
+            )
+        return outputs
+
+
+class GradEngine(VmapEngine):
+    """Forward and backward of a member, for all of them."""
+
+    name = "grad"
+
+    def gradients(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        p = self._program
+        p.model.train()
+        views = {name: view.detach() for name, view in p.weights.views(p.weights.flat).items()}
+        trained = {name: views.pop(name) for name in p.weights.trained}
+        row = None if batch.shared else 0
+        dims = (0, 0, 0, row, row, None if batch.live is None else 0, 0)
+
+        def member(trained: Tensors, fixed: Tensors, *rest: Any) -> tuple[Tensor, Tensors]:
+            return self._member(trained | fixed, *rest)
+
+        with _quiet(), p.autocast():
+            gradients, (losses, buffers) = vmap(
+                grad_and_value(member, has_aux=True), in_dims=dims
+            )(trained, views, p.weights.buffers, batch.x, batch.y, batch.live, p.hyper)
+        _put_back(p.weights, buffers)
+        return losses, _joined([gradients[name] for name in trained], p.weights)
+
+    @torch.no_grad()
+    def outputs(self, x: Tensor) -> Tensor:
+        # What has no batching rule gets one from its gradient, and here is none.
+        p = self._program
+        p.model.eval()
+        tensors = p.weights.views(p.weights.flat) | p.weights.buffers
+        with p.autocast():
+            found = [
+                functional_call(
+                    p.model, {name: rows[slot] for name, rows in tensors.items()}, (x,)
+                )
+                for slot in range(len(p.models))
+            ]
+        return torch.stack(found)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Let vmap fall back to a loop inside of an operation: the choice of the engine times it."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="There is a performance drop")
+        yield
+
+
+def _put_back(weights: Weights, buffers: Mapping[str, Tensor]) -> None:
+    for name, buffer in buffers.items():
+        weights.buffers[name].copy_(buffer.detach())
+
+
+def _joined(gradients: Sequence[Tensor | None], weights: Weights) -> Tensor:
+    for name, gradient in zip(weights.trained, gradients, strict=True):
+        if gradient is None:  # torch's optimizers skip it, even its weight decay
+            raise RuntimeError(f"the parameter {name!r} takes no part in the loss")
+    return torch.cat([g.reshape(len(g), -1) for g in gradients if g is not None], 1)
+
+
+class LoopEngine(Engine):
+    """One member after another, by its own module and torch's fused optimizers."""
+
+    name = "loop"
+
+    def __init__(self, program: Program) -> None:
+        super().__init__(program)
+        self._bound: dict[int, _Bound] = {}
+        self._draws: bool | None = None  # from the generator of the process
+
+    def step(self, batch: Batch) -> Tensor:
+        losses = self._program.weights.flat.new_full((len(self._program.models),), torch.nan)
+        for slot in self._program.taken:
+            if slot not in batch.idle:
+                losses[slot], gradients = self._gradients(slot, *batch.of(slot))
+                self._bound_of(slot).update(gradients)
+        return losses
+
+    def gradients(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        p = self._program
+        losses = p.weights.flat.new_full((len(p.models),), torch.nan)
+        rows = torch.zeros_like(p.weights.flat)
+        for slot in p.taken:
+            if slot not in batch.idle:
+                losses[slot], gradients = self._gradients(slot, *batch.of(slot))
+                views = p.weights.member_views(rows[slot], slot)
+                for name, gradient in zip(p.weights.trained, gradients, strict=True):
+                    if gradient is not None:
+                        views[name].copy_(gradient)
+        return losses, rows[:, : p.weights.frozen.start]
+
+    def _gradients(
+        self, slot: int, x: Tensor, y: Tensor
+    ) -> tuple[Tensor, Sequence[Tensor | None]]:
+        p = self._program
+        bound = self._bound_of(slot).train()
+        hyper = {name: values[slot] for name, values in p.hyper.items()}
+        if self._draws is None:
+            self._draws = _draws(bound.model, x)
+            bound.attach()
+        with _seeded(p, slot, x.device) if self._draws else nullcontext(), p.autocast():
+            loss = p.mean_loss(bound.model(x), y, None, hyper)
+        gradients = torch.autograd.grad(loss, bound.trained, allow_unused=True)
+        bound.keep_buffers()
+        return loss.detach(), gradients
+
+    @torch.no_grad()
+    def outputs(self, x: Tensor) -> Tensor:
+        p = self._program
+        found: dict[int, Tensor] = {}
+        for slot in p.taken:
+            with p.autocast():
+                found[slot] = self._bound_of(slot).eval().model(x)
+        free = torch.full_like(next(iter(found.values())), torch.nan)
+        return torch.stack([found.get(slot, free) for slot in range(len(p.models))])
+
+    def forget(self, slot: int) -> None:
+        if slot in self._bound:
+            self._bound.pop(slot).detach()
+
+    def close(self) -> None:
+        for slot in [*self._bound]:
+            self.forget(slot)
+
+    def _bound_of(self, slot: int) -> _Bound:
+        if slot not in self._bound:
+            self._bound[slot] = _Bound(self._program, slot)
+        return self._bound[slot]
+
+
+class _Bound:
+    """A member's own module on the rows of a population."""
+
+    def __init__(self, program: Program, slot: int) -> None:
+        model = program.models[slot]
+        if model is None:
+            raise ValueError(f"slot must be taken, but {slot} is free.")
+        self.model = model
+        self._own = {name: tensor.detach() for name, tensor in tensors(model).items()}
+        self._tensors = program.weights.tensors_of(slot)
+        self._buffers = [name for name, _ in model.named_buffers()]
+        self.attach()
+        parameters = dict(model.named_parameters())
+        self.trained = [parameters[name] for name in program.weights.trained]
+        self.update = program.optimizers.updater(slot)
+
+    def attach(self) -> None:
+        """Put the rows in the place of the module's parameters and buffers."""
+        self._put(self._tensors)
+
+    def detach(self) -> None:
+        """Give the module its own tensors back, so that it does not keep the rows in memory."""
+        self._put(self._own)
+
+    def _put(self, given: Tensors) -> None:
+        for name, parameter in self.model.named_parameters():
+            parameter.data = given[name]
+        for name in self._buffers:
+            owner, _, leaf = name.rpartition(".")
+            setattr(self.model.get_submodule(owner), leaf, given[name])
+
+    def keep_buffers(self) -> None:
+        """Copy the buffers that the module has replaced instead of changing them."""
+        for name in self._buffers:
+            buffer = self.model.get_buffer(name)
+            if buffer is not self._tensors[name]:
+                self._tensors[name].copy_(buffer.detach())
+
+    def train(self) -> _Bound:
+        if not self.model.training:
+            self.model.train()
+        return self
+
+    def eval(self) -> _Bound:
+        if self.model.training:
+            self.model.eval()
+        return self
+
+
+@torch.no_grad()
+def _draws(model: nn.Module, x: Tensor) -> bool:
+    """Whether a network draws from the generator of the process; leaves both as they were."""
+    saved = [buffer.clone() for buffer in model.buffers()]
+    devices = [x.device] if x.is_cuda else []
+    with torch.random.fork_rng(devices):
+        before = torch.get_rng_state(), *(torch.cuda.get_rng_state(d) for d in devices)
+        model(x)
+        after = torch.get_rng_state(), *(torch.cuda.get_rng_state(d) for d in devices)
+    for buffer, value in zip(model.buffers(), saved, strict=True):
+        buffer.copy_(value)
+    return not all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+
+
+@contextmanager
+def _seeded(program: Program, slot: int, device: torch.device) -> Iterator[None]:
+    """Make what a step draws from the generator of the process depend on its member alone."""
+    text = f"{program.seeds[slot]},{program.steps[slot]}"
+    digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(int.from_bytes(digest, "big", signed=True))
+        yield

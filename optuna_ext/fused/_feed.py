@@ -1,0 +1,126 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """The rows of one step of all members.
+
+    Args:
+        inputs:
+            All inputs ``(n, ...)``.
+        targets:
+            All targets ``(n, ...)``.
+        rows:
+            Which of them: ``(slots, rows)``, ``(rows,)`` for all members, or ``None`` for all.
+        live:
+            ``(slots, rows)``, false where rows only pad a batch that is smaller than others.
+        idle:
+            Slots whose members have already made all their steps of this pass.
+    """
+
+    inputs: Tensor
+    targets: Tensor
+    rows: Tensor | None = None
+    live: Tensor | None = None
+    idle: tuple[int, ...] = ()
+
+    @property
+    def shared(self) -> bool:
+        """Whether all members get the same rows."""
+        return self.rows is None or self.rows.dim() == 1
+
+    @property
+    def x(self) -> Tensor:
+        """The inputs ``(slots, rows, ...)``, or ``(rows, ...)`` if they are shared."""
+        return self.inputs if self.rows is None else _take(self.inputs, self.rows)
+
+    @property
+    def y(self) -> Tensor:
+        """The targets, likewise."""
+        return self.targets if self.rows is None else _take(self.targets, self.rows)
+
+    def of(self, slot: int) -> tuple[Tensor, Tensor]:
+        """The inputs and targets of one member, without the rows that only pad."""
+        if self.rows is None:
+            return self.inputs, self.targets
+        rows = self.rows if self.shared else self.rows[slot]
+        if self.live is not None:
+            rows = rows[self.live[slot]]
+        return self.inputs[rows], self.targets[rows]
+
+
+def _take(tensor: Tensor, rows: Tensor) -> Tensor:
+    # Faster than tensor[rows].
+    return tensor.index_select(0, rows.flatten()).view(*rows.shape, *tensor.shape[1:])
+
+
+def batches(
+    x: Tensor,
+    y: Tensor,
+    *,
+    sizes: Sequence[int | None],
+    generators: Sequence[torch.Generator | None],
+    order: Tensor | None,
+) -> Iterator[Batch]:
+    """Split the rows for one pass of each member.
+
+    Args:
+        x:
+            The inputs.
+        y:
+            The targets.
+        sizes:
+            The batch sizes of the slots; ``None`` means all rows.
+        generators:
+            Where the order of each member comes from; ``None`` in free slots.
+        order:
+            Rows for all members, instead.
+    """
+    n = len(x)
+    taken = [slot for slot, generator in enumerate(generators) if generator is not None]
+    steps = [min(n, size or n) for size in sizes]
+    distinct = {steps[slot] for slot in taken}
+    if distinct == {n}:  # in the order given, and without a draw, as nothing depends on it
+        yield Batch(inputs=x, targets=y, rows=order)
+        return
+    if order is None:
+        rows = torch.zeros(len(sizes), n, dtype=torch.int32, device=x.device)
+        for slot in taken:
+            if steps[slot] < n:
+                rows[slot] = torch.randperm(n, generator=generators[slot], device=x.device)
+            else:
+                rows[slot] = torch.arange(n, device=x.device)
+    else:
+        rows = order
+    if len(distinct) == 1:
+        for part in torch.split(rows, distinct.pop(), dim=-1):
+            yield Batch(inputs=x, targets=y, rows=part)
+    else:
+        yield from _padded(x, y, rows.expand(len(sizes), n), steps, taken)
+
+
+def _padded(
+    x: Tensor, y: Tensor, rows: Tensor, sizes: Sequence[int], taken: Sequence[int]
+) -> Iterator[Batch]:
+    n = len(x)
+    widest = max(sizes[slot] for slot in taken)
+    size = torch.tensor(sizes, device=x.device)[:, None]
+    offsets = torch.arange(widest, device=x.device)
+    for step in range(max(-(-n // sizes[slot]) for slot in taken)):
+        left = (n - step * size).clamp(0).minimum(size)  # the rows of this batch, per member
+        # Padding repeats rows of the member's own batch, so that it brings in nothing new.
+        columns = step * size + offsets % left.clamp(1)
+        yield Batch(
+            inputs=x,
+            targets=y,
+            rows=rows.gather(1, columns.clamp(max=n - 1)),
+            live=offsets < left,
+            idle=tuple(slot for slot in taken if step * sizes[slot] >= n),
+        )

@@ -1,0 +1,168 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from collections.abc import Mapping
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from optuna_ext.fused._member import Member
+from optuna_ext.fused._population import Population
+from optuna_ext.fused._problem import Fold
+from optuna_ext.fused._training import mean
+from optuna_ext.fused._training import Training
+
+
+_ROOMY = 2  # times the slots in use, from which on a population is made anew
+
+Metrics = Mapping[str, Callable[..., Tensor]]
+States = Sequence[Mapping[str, Any]]
+"""What a checkpoint needs of a trial, fold by fold."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How populations are made: see :class:`~optuna_ext.fused.Trainer`."""
+
+    loss: Callable[..., Tensor]
+    metrics: Metrics
+    device: torch.device
+    engine: str
+    amp: bool
+    compile: bool
+
+
+class Group:
+    """Trials whose networks make one program, a population per fold.
+
+    Args:
+        settings:
+            How populations are made.
+        folds:
+            The rows.
+        passes:
+            How often an epoch goes through them.
+    """
+
+    def __init__(self, settings: Settings, folds: Sequence[Fold], *, passes: int) -> None:
+        self._settings = settings
+        self._folds = folds
+        self._passes = passes
+        self._engine = settings.engine
+        self.slots: list[Training | None] = []
+        self.populations: list[Population] = []
+
+    @property
+    def active(self) -> dict[int, Training]:
+        """The trials in training, by slot."""
+        return {slot: training for slot, training in enumerate(self.slots) if training}
+
+    def slot_of(self, training: Training) -> int:
+        """Return the place of a trial."""
+        return self.slots.index(training)
+
+    def add(self, trainings: Sequence[Training], inherited: Mapping[int, States]) -> None:
+        """Begin with trials.
+
+        Args:
+            trainings:
+                The trials.
+            inherited:
+                What trials that were a parent have left, by their number.
+        """
+        needed = len(self.active) + len(trainings)
+        if not needed <= len(self.slots) <= _ROOMY * needed:
+            self._resize(needed, trainings[0].members)
+        free = [slot for slot, training in enumerate(self.slots) if training is None]
+        for slot, training in zip(free, trainings, strict=False):
+            self._admit(slot, training)
+            if training.parent is not None:
+                self._inherit(slot, inherited[training.parent])
+
+    def _admit(self, slot: int, training: Training) -> None:
+        self.slots[slot] = training
+        for population, member in zip(self.populations, training.members, strict=True):
+            population.admit(slot, member)
+
+    def _inherit(self, slot: int, states: States) -> None:
+        """Overwrite weights, buffers and optimizer state; seed and schedule start anew."""
+        for population, state in zip(self.populations, states, strict=True):
+            own = population.state_of(slot)
+            names = ("model", "buffers", "optimizer")
+            population.load(slot, own | {name: state[name] for name in names})
+
+    def state_of(self, slot: int) -> list[dict[str, Any]]:
+        """Return what a checkpoint needs, fold by fold."""
+        return [population.state_of(slot) for population in self.populations]
+
+    def load(self, slot: int, states: States) -> None:
+        """Put a trial back to what :meth:`state_of` gave."""
+        for population, state in zip(self.populations, states, strict=True):
+            population.load(slot, state)
+
+    def remove(self, training: Training) -> None:
+        """Free the slot of a trial; what is in it stays until another takes it."""
+        self.slots[self.slot_of(training)] = None
+
+    def release(self) -> None:
+        """Forget what is left in free slots, and drop them once half of the slots are free."""
+        for population in self.populations:
+            for slot in population.taken:
+                if self.slots[slot] is None:
+                    population.release(slot)
+        active = self.active
+        if 0 < _ROOMY * len(active) <= len(self.slots):
+            for population in self.populations:
+                population.compact([*active])
+            self.slots = [*active.values()]
+
+    def _resize(self, n: int, template: Sequence[Member]) -> None:
+        """Make new populations with room for ``n`` and move the trials there."""
+        if self.populations:
+            self._engine = self.populations[0].engine  # is not chosen again
+        before = [(training, self.state_of(slot)) for slot, training in self.active.items()]
+        self.populations = []  # frees their memory first
+        s = self._settings
+        self.populations = [
+            Population(
+                member,
+                slots=n,
+                loss=s.loss,
+                device=s.device,
+                engine=self._engine,
+                amp=s.amp,
+                compile=s.compile,
+            )
+            for member in template
+        ]
+        self.slots = [None] * n
+        for slot, (training, states) in enumerate(before):
+            self._admit(slot, training)
+            self.load(slot, states)
+
+    def train_epoch(self, orders: Sequence[Tensor | None]) -> list[float]:
+        """Train all for an epoch; return the mean losses by slot."""
+        losses = [
+            population.train_epoch(*fold.train, passes=self._passes, order=order).double()
+            for population, fold, order in zip(self.populations, self._folds, orders, strict=True)
+        ]
+        return _means(torch.stack(losses))
+
+    def evaluate(self, part: Literal["valid", "test"]) -> dict[str, list[float]]:
+        """Return the metrics by slot."""
+        found = []
+        for population, fold in zip(self.populations, self._folds, strict=True):
+            x, y = (fold.valid if part == "valid" else fold.test) or fold.valid
+            found.append(population.evaluate(x, y, self._settings.metrics))
+        names = [*self._settings.metrics]
+        stacked = torch.stack([values[name].double() for values in found for name in names])
+        table = stacked.view(len(found), len(names), -1).cpu()  # one copy from the device
+        return {name: _means(table[:, column]) for column, name in enumerate(names)}
+
+
+def _means(folds: Tensor) -> list[float]:
+    return [mean(values) for values in folds.T.tolist()]

@@ -1,0 +1,60 @@
+"""Losses for populations: one number per row, and arguments that may differ by member."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def binary_cross_entropy(outputs: Tensor, y: Tensor) -> Tensor:
+    """Cross-entropy of two classes, in nats per row.
+
+    Args:
+        outputs:
+            The log-odds of class 1, ``(n,)`` or ``(n, 1)``.
+        y:
+            The classes ``(n,)``, 0 or 1.
+
+    Returns:
+        ``(n,)``.
+
+    Example:
+        >>> import torch
+        >>> from optuna_ext.fused import binary_cross_entropy
+        >>> binary_cross_entropy(torch.zeros(2, 1), torch.tensor([0, 1]))
+        tensor([0.6931, 0.6931])
+    """
+    # -log sigmoid(-z) = softplus(z); beyond 40 that is z in float64 too.
+    log_odds = outputs.squeeze(1) if outputs.dim() == 2 else outputs
+    return F.softplus(log_odds * (1 - 2 * y.to(outputs.dtype)), threshold=40)
+
+
+def cross_entropy(outputs: Tensor, y: Tensor, *, label_smoothing: float | Tensor = 0.0) -> Tensor:
+    """Cross-entropy of several classes, in nats per row.
+
+    As ``torch.nn.functional.cross_entropy`` with ``reduction="none"``, but members may differ in
+    their label smoothing.
+
+    Args:
+        outputs:
+            One logit per class ``(n, classes)``.
+        y:
+            The classes ``(n,)``.
+        label_smoothing:
+            How much of the target is spread evenly over all classes, in ``[0, 1]``.
+
+    Returns:
+        ``(n,)``.
+
+    Example:
+        >>> import torch
+        >>> from optuna_ext.fused import cross_entropy
+        >>> cross_entropy(torch.zeros(1, 10), torch.tensor([3]), label_smoothing=0.1)
+        tensor([2.3026])
+    """
+    logs = F.log_softmax(outputs, 1)
+    own = -logs.gather(1, y[:, None])[:, 0]
+    if isinstance(label_smoothing, Tensor):
+        return torch.lerp(own, -logs.mean(1), label_smoothing.to(own))
+    return torch.lerp(own, -logs.mean(1), label_smoothing) if label_smoothing else own

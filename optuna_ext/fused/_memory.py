@@ -1,0 +1,117 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from collections.abc import Mapping
+import copy
+from typing import Any
+import weakref
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from optuna_ext.fused._member import Member
+from optuna_ext.fused._population import Population
+
+
+_FEW, _MORE = 2, 6  # members of the two trials
+
+
+def memory_per_member(
+    member: Member,
+    x: Tensor,
+    y: Tensor,
+    *,
+    loss: Callable[..., Tensor],
+    engine: str = "vmap",
+    amp: bool = False,
+) -> int:
+    """Predict how much memory each slot of a population needs in training.
+
+    Two small populations take a step, and every tensor that torch makes is counted while it lives.
+    The memory grows by equal amounts per slot, so their difference tells that of any number. What
+    torch's kernels use inside and what its allocator keeps unused comes on top.
+
+    Args:
+        member:
+            A typical member; it is not changed.
+        x:
+            The training inputs, on the device.
+        y:
+            The training targets, on the device.
+        loss:
+            As for :class:`~optuna_ext.fused.Population`.
+        engine:
+            The engine, not ``"auto"``.
+        amp:
+            As for :class:`~optuna_ext.fused.Population`.
+
+    Returns:
+        Bytes.
+
+    Example:
+        >>> import torch
+        >>> from torch.nn.functional import cross_entropy
+        >>> from optuna_ext.fused import Member, memory_per_member
+        >>> model = torch.nn.Linear(100, 10, bias=False)
+        >>> member = Member(model=model, optimizer=torch.optim.SGD(model.parameters(), lr=1))
+        >>> x, y = torch.randn(8, 100), torch.randint(10, (8,))
+        >>> memory_per_member(member, x, y, loss=cross_entropy) > 2 * 4 * 1000  # with gradients
+        True
+    """
+    options = {"loss": loss, "engine": engine, "amp": amp}
+    few, more = (_peak(n, member, x, y, **options) for n in (_FEW, _MORE))
+    return round((more - few) / (_MORE - _FEW))
+
+
+def _peak(n: int, member: Member, x: Tensor, y: Tensor, **options: Any) -> int:
+    members = [copy.deepcopy(member) for _ in range(n)]
+    live = _Live()
+    with live:
+        population = Population(member, slots=n, device=x.device, **options)
+        for slot, own in enumerate(members):
+            population.admit(slot, own)
+        population.train_epoch(x, y)
+    return live.peak
+
+
+class _Live(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts the bytes of the tensors that are made inside, as long as they live."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.peak = 0
+        self._now = 0
+        self._known: dict[int, weakref.ref[Any]] = {}
+
+    def __torch_dispatch__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        for tensor in tree_leaves((args, kwargs)):
+            self._see(tensor, count=False)  # was there before
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            self._see(tensor, count=True)
+        return result
+
+    def _see(self, tensor: object, *, count: bool) -> None:
+        if not isinstance(tensor, torch.Tensor):
+            return
+        storage = tensor.untyped_storage()
+        key = id(storage)
+        if key in self._known:
+            return
+        size = storage.nbytes() if count else 0
+
+        def gone(_: object) -> None:
+            self._now -= size
+            del self._known[key]
+
+        self._known[key] = weakref.ref(storage, gone)
+        self._now += size
+        self.peak = max(self.peak, self._now)

@@ -1,0 +1,433 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from collections.abc import Hashable
+from collections.abc import Iterable
+from collections.abc import Mapping
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+import logging
+import math
+from typing import Any
+
+import optuna
+from optuna.study import StudyDirection
+from optuna.trial import Trial
+import torch
+from torch import nn
+
+from optuna_ext.fused._devices import is_out_of_memory
+from optuna_ext.fused._devices import release_memory
+from optuna_ext.fused._devices import resolve_device
+from optuna_ext.fused._group import Group
+from optuna_ext.fused._group import Settings
+from optuna_ext.fused._group import States
+from optuna_ext.fused._problem import epochs_of
+from optuna_ext.fused._problem import folds_on
+from optuna_ext.fused._problem import member_of
+from optuna_ext.fused._problem import metrics_of
+from optuna_ext.fused._problem import number_of
+from optuna_ext.fused._problem import Problem
+from optuna_ext.fused._signature import signature
+from optuna_ext.fused._study import frozen
+from optuna_ext.fused._training import Result
+from optuna_ext.fused._training import Training
+
+
+_logger = logging.getLogger(__name__)
+
+
+class Trainer:
+    """Trains trials together, epoch by epoch; the ask-and-tell form of ``optimize``.
+
+    Trials whose networks make one program are trained as one. A slot is free as soon as its trial
+    has ended or was removed, and new trials may take it while the others go on.
+
+    A trial with the user attribute ``parent``, the number of a trial that ended in the epoch just
+    before, goes on with the weights and the optimizer state of that trial. Its steps count on.
+
+    Args:
+        problem:
+            What to train.
+        slots:
+            How many trials train at once, at least 1. Where the memory runs out, they are halved
+            and the trials concerned begin again.
+        device:
+            ``"auto"`` (CUDA, else MPS, else the CPU) or a device as torch names it.
+        engine:
+            As for :class:`~optuna_ext.fused.Population`.
+        amp:
+            Whether networks compute in bfloat16 where torch holds that to be safe.
+        compile:
+            Whether to ``torch.compile`` the step, which pays off in long studies.
+        catch:
+            Exceptions of the problem's functions that fail a trial and do not come through.
+
+    Raises:
+        ValueError: If ``slots`` is below 1 or this machine has no such device.
+
+    Example:
+        >>> import optuna, torch
+        >>> from torch.nn.functional import cross_entropy
+        >>> from optuna_ext.fused import Problem, Trainer
+        >>> x = torch.randn(64, 2)
+        >>> rows = (x, (x[:, 0] > 0).long())
+        >>> problem = Problem(
+        ...     suggest=lambda trial: {"lr": trial.suggest_float("lr", 0.01, 1)},
+        ...     model=lambda hyperparameters: torch.nn.Linear(2, 2),
+        ...     loss=lambda outputs, y: cross_entropy(outputs, y, reduction="none"),
+        ...     train=rows,
+        ...     valid=rows,
+        ...     epochs=3,
+        ... )
+        >>> study = optuna.create_study()
+        >>> trainer = Trainer(problem, slots=4)
+        >>> trainer.add([study.ask() for _ in range(4)])
+        >>> while trainer.trials:
+        ...     for result in trainer.step():
+        ...         if result.is_over:
+        ...             _ = study.tell(result.trial, result.final_value)
+        >>> len(study.trials)
+        4
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        *,
+        slots: int = 256,
+        device: str | torch.device = "auto",
+        engine: str = "auto",
+        amp: bool = False,
+        compile: bool = False,
+        catch: tuple[type[Exception], ...] = (),
+    ) -> None:
+        if slots < 1:
+            raise ValueError(f"slots must be at least 1, but it is {slots}.")
+        self.device = resolve_device(device)
+        self.slots = slots
+        self.model_steps = 0
+        """Optimizer steps taken, of all networks together."""
+        self._problem = problem
+        self._catch = catch
+        self._folds = folds_on(problem, self.device)
+        self._settings = Settings(
+            loss=problem.loss,
+            metrics=metrics_of(problem),
+            device=self.device,
+            engine=engine,
+            amp=amp,
+            compile=compile,
+        )
+        self._groups: dict[Hashable, Group] = {}
+        self._trainings: dict[int, Training] = {}  # by number
+        self._queue: list[Training] = []  # of them, without a slot
+        self._left: dict[int, _Left] = {}  # by trials that ended in the last epoch
+        self._orders = torch.Generator(self.device)
+        self._rowwise: bool | None = None
+
+    @property
+    def trials(self) -> list[Trial]:
+        """The trials in training, in order of their numbers."""
+        return [self._trainings[number].trial for number in sorted(self._trainings)]
+
+    @property
+    def room(self) -> int:
+        """How many trials may be added now."""
+        return max(0, self.slots - len(self._trainings))
+
+    @property
+    def engines(self) -> dict[str, str]:
+        """The engines in use, and a sentence on each that says why."""
+        populations = [group.populations[0] for group in self._groups.values()]
+        return {population.engine: population.reason for population in populations}
+
+    def add(self, trials: Iterable[Trial]) -> list[Result]:
+        """Begin with trials, which are asked for their parameters one after another.
+
+        Returns:
+            A result for each that is over before it has begun.
+
+        Raises:
+            ValueError: If there is no room for them, or the parent of one is not at hand.
+        """
+        results: list[Result] = []
+        trainings: list[Training] = []
+        try:
+            for trial in trials:
+                if not self.room:
+                    raise ValueError(f"trials must be no more than the {self.slots} slots.")
+                try:
+                    trainings.append(self._begin(trial))
+                except optuna.TrialPruned:
+                    results.append(Result(trial=trial))
+                except self._catch as error:
+                    text = f"{type(error).__name__}: {' '.join(str(error).split())}"
+                    results.append(Result(trial=trial, reason=text))
+        finally:
+            results += self._place(trainings)
+        return results
+
+    def _begin(self, trial: Trial, *, is_known: bool = False) -> Training:
+        problem = self._problem
+        hyperparameters = problem.suggest(trial)
+        seed = problem.seed(trial) if callable(problem.seed) else problem.seed
+        build = partial(member_of, problem, hyperparameters, seed)
+        members = [build() for _ in self._folds]
+        parent = frozen(trial).user_attrs.get("parent")  # the trial itself does not know of it
+        if parent is not None and parent not in self._left and not is_known:
+            raise ValueError(
+                "parent must be a trial that has just ended, because weights are kept no longer, "
+                f"but trial {trial.number} has parent {parent}: use as many slots as the "
+                "population has members."
+            )
+        training = Training(
+            trial=trial,
+            build=build,
+            members=members,
+            epochs=epochs_of(problem, hyperparameters),
+            passes=number_of(problem.passes, hyperparameters),
+            candidates=problem.best_of,
+            maximize=trial.study.direction == StudyDirection.MAXIMIZE,
+            device=str(self.device),
+            n_parameters=trial.user_attrs.get("n_parameters", _count(members[0].model)),
+            parent=parent,
+            first=self._left[parent].step if parent in self._left else 0,
+        )
+        self._trainings[trial.number] = training
+        return training
+
+    def _place(self, trainings: Sequence[Training]) -> list[Result]:
+        """Give slots to trials, group by group."""
+        parents = {t.parent for t in trainings if t.parent is not None}
+        inherited = {number: self._left[number].states() for number in parents & {*self._left}}
+        together: dict[Hashable, list[Training]] = {}
+        for training in trainings:
+            program = signature(training.members[0], rowwise=self._is_rowwise(training))
+            together.setdefault((program, training.passes), []).append(training)
+        results: list[Result] = []
+        for key, members in together.items():
+            if key not in self._groups:
+                self._groups[key] = Group(self._settings, self._folds, passes=members[0].passes)
+            try:
+                self._groups[key].add(members, inherited)
+            except (RuntimeError, MemoryError) as error:
+                results += self._split(key, error, also=members)
+        return results
+
+    def _is_rowwise(self, training: Training) -> bool:
+        """Find out whether the loss gives one number per row."""
+        if self._rowwise is None:
+            member = training.members[0]
+            x, y = (rows[:2].cpu() for rows in self._folds[0].train)
+            with torch.no_grad():
+                losses = self._problem.loss(member.model.eval()(x), y, **member.hyper)
+            member.model.train()
+            self._rowwise = losses.dim() > 0
+        return self._rowwise
+
+    def step(self) -> list[Result]:
+        """Train all trials for an epoch and evaluate them.
+
+        Returns:
+            A result per trial, in order of their numbers. What is over has left the trainer.
+        """
+        self._left.clear()
+        room = self.slots - (len(self._trainings) - len(self._queue))
+        waiting, self._queue = self._queue[:room], self._queue[room:]
+        results = self._place(waiting)
+        for key, group in [*self._groups.items()]:
+            group.release()
+            if not group.active:
+                del self._groups[key]
+                continue
+            try:
+                results += self._train(group)
+            except (RuntimeError, MemoryError) as error:
+                results += self._split(key, error)
+        return sorted(results, key=lambda result: result.trial.number)
+
+    def _train(self, group: Group) -> list[Result]:
+        orders = [
+            torch.randperm(len(fold.train[0]), generator=self._orders, device=self.device)
+            if self._problem.order == "shared"
+            else None
+            for fold in self._folds
+        ]
+        active = group.active
+        losses = group.train_epoch(orders)
+        valid = group.evaluate("valid")
+        for training in active.values():
+            training.epoch += 1
+            self.model_steps += self._steps_of(training)
+        has_test = self._folds[0].test is not None
+        test: dict[str, list[float]] = {}
+        if has_test and any(training.is_candidate for training in active.values()):
+            test = group.evaluate("test")
+        return [
+            self._result(
+                group, slot, training, losses[slot], _column(valid, slot), _column(test, slot)
+            )
+            for slot, training in active.items()
+        ]
+
+    def _steps_of(self, training: Training) -> int:
+        sizes = [len(fold.train[0]) for fold in self._folds]
+        batch = training.members[0].batch_size
+        return training.passes * sum(-(-n // min(n, batch or n)) for n in sizes)
+
+    def _result(
+        self,
+        group: Group,
+        slot: int,
+        training: Training,
+        loss: float,
+        valid: Mapping[str, float],
+        test: Mapping[str, float],
+    ) -> Result:
+        name, value = next(iter(valid.items()))
+        reason = None
+        if not math.isfinite(loss + sum(valid.values())):
+            shown = " and ".join(f"the validation {name} {value}" for name, value in valid.items())
+            reason = (
+                f"diverged in epoch {training.epoch}: the training loss is {loss} and {shown}."
+            )
+        elif training.is_candidate:
+            notes = {"train_loss": loss}
+            notes |= {f"valid_{name}": value for name, value in valid.items()}
+            notes |= {f"test_{name}": value for name, value in test.items()}
+            training.keep(value, notes)
+        is_over = training.is_over or reason is not None
+        if is_over:
+            self._end(group, slot, training)
+        return self._conclude(training, value=value, is_over=is_over, reason=reason)
+
+    def _conclude(
+        self, training: Training, *, value: float, is_over: bool, reason: str | None
+    ) -> Result:
+        return Result(
+            trial=training.trial,
+            step=training.step,
+            value=value,
+            is_reported=training.is_reported and reason is None,
+            is_over=is_over,
+            reason=reason,
+            final_value=training.value if is_over and reason is None else None,
+            training=training,
+        )
+
+    def _end(self, group: Group, slot: int, training: Training) -> None:
+        group.remove(training)
+        del self._trainings[training.trial.number]
+        self._left[training.trial.number] = _Left(
+            step=training.step, states=partial(group.state_of, slot)
+        )
+
+    def remove(self, trial: Trial) -> None:
+        """Stop with a trial; its slot is free."""
+        training = self._trainings[trial.number]
+        if training in self._queue:
+            self._queue.remove(training)
+            del self._trainings[trial.number]
+            return
+        group = next(group for group in self._groups.values() if training in group.slots)
+        self._end(group, group.slot_of(training), training)
+
+    def _split(
+        self, key: Hashable, error: BaseException, *, also: Sequence[Training] = ()
+    ) -> list[Result]:
+        """After the memory has run out: halve the slots and begin again with those concerned.
+
+        Where in an epoch it has happened is not known, so their weights are of no use. They get
+        the same values again.
+        """
+        if not is_out_of_memory(error):
+            raise error
+        group = self._groups.pop(key)
+        active = [*group.active.values()]
+        concerned = active + [training for training in also if training not in active]
+        group.populations.clear()
+        release_memory(self.device)
+        reason = f"out of memory on {self.device}: {str(error).partition(chr(10))[0]}"
+        if len(concerned) > 1:
+            self.slots = max(1, self.slots // 2)
+            _logger.warning("%s slots are left: %s", self.slots, reason)
+        results = []
+        for training in concerned:
+            if len(concerned) > 1 and training.parent is None:
+                training.restart()
+                self._queue.append(training)
+            else:
+                del self._trainings[training.trial.number]
+                results.append(
+                    self._conclude(training, value=math.nan, is_over=True, reason=reason)
+                )
+        return results
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything that is needed to go on in another process."""
+        trials = [
+            training.state() | {"folds": group.state_of(slot)}
+            for group in self._groups.values()
+            for slot, training in group.active.items()
+        ]
+        left = {number: (left.step, left.states()) for number, left in self._left.items()}
+        return {
+            "slots": self.slots,
+            "orders": self._orders.get_state(),
+            "trials": trials,
+            "left": left,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any], trials: Iterable[Trial]) -> list[Result]:
+        """Go on with trials where ``state_dict`` found them.
+
+        Args:
+            state:
+                What :meth:`state_dict` gave.
+            trials:
+                Running trials. Those that are not in ``state`` begin anew.
+
+        Returns:
+            A result for each that cannot go on, because the weights of its parent are lost.
+        """
+        self.slots = min(self.slots, state["slots"])
+        self._orders.set_state(state["orders"])
+        for number, (step, states) in state["left"].items():
+            self._left[number] = _Left(step=step, states=partial(list, states))
+        known = {entry["number"]: entry for entry in state["trials"]}
+        results: list[Result] = []
+        trainings = []
+        for trial in trials:
+            parent = frozen(trial).user_attrs.get("parent")
+            if trial.number in known or parent is None or parent in self._left:
+                trainings.append(self._begin(trial, is_known=trial.number in known))
+            else:
+                reason = f"the weights of its parent, trial {parent}, are lost"
+                results.append(Result(trial=trial, reason=reason))
+        room = self.slots
+        self._queue += trainings[room:]
+        results += self._place(trainings[:room])
+        for group in self._groups.values():
+            for slot, training in group.active.items():
+                if entry := known.get(training.trial.number):
+                    training.load(entry)
+                    group.load(slot, entry["folds"])
+        return results
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Left:
+    """What a trial has left that ended: the step it reached, and its weights."""
+
+    step: int
+    states: Callable[[], States]
+
+
+def _count(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _column(metrics: Mapping[str, Sequence[float]], slot: int) -> dict[str, float]:
+    return {name: values[slot] for name, values in metrics.items()}

@@ -1,0 +1,144 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from collections.abc import Mapping
+from collections.abc import Sequence
+from dataclasses import dataclass
+from dataclasses import field
+import math
+import time
+from typing import Any
+
+from optuna.trial import Trial
+
+from optuna_ext.fused._member import Member
+
+
+@dataclass(eq=False, kw_only=True)
+class Training:
+    """A trial in training.
+
+    Args:
+        trial: The trial.
+        build: Makes what it trains.
+        members: What it trains, a network per fold.
+        epochs: How long.
+        passes: How often an epoch goes through the rows.
+        candidates: Epochs of which the best gives the value; ``None`` for the last one.
+        maximize: Whether more is better.
+        device: Where.
+        n_parameters: How many weights and biases a network has.
+        parent: The number of the trial whose weights it goes on with.
+        first: The step that this one had reached.
+        epoch: Epochs trained so far.
+        value: What the trial would be worth if it ended now.
+        notes: What is to be recorded with this value.
+    """
+
+    trial: Trial
+    build: Callable[[], Member]
+    members: list[Member]
+    epochs: int
+    passes: int
+    candidates: Sequence[int] | None
+    maximize: bool
+    device: str
+    n_parameters: int
+    parent: int | None = None
+    first: int = 0
+    epoch: int = 0
+    value: float | None = None
+    notes: dict[str, float] = field(default_factory=dict)
+    started: float = field(default_factory=time.perf_counter)
+
+    @property
+    def step(self) -> int:
+        """Epochs since the weights were born."""
+        return self.first + self.epoch
+
+    def restart(self) -> None:
+        """Begin again."""
+        self.epoch, self.value, self.notes = 0, None, {}
+        self.members = [self.build() for _ in self.members]
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it has had all of its epochs."""
+        return self.epoch >= self.epochs
+
+    @property
+    def is_candidate(self) -> bool:
+        """Whether this epoch may give the value."""
+        return self.is_over if self.candidates is None else self.epoch in self.candidates
+
+    @property
+    def is_reported(self) -> bool:
+        """Whether the value of this epoch is reported."""
+        return self.candidates is None or self.epoch in self.candidates
+
+    def keep(self, value: float, notes: Mapping[str, float]) -> None:
+        """Compare what a candidate gives with the best so far; of equals, that stays."""
+        best = self.value
+        if best is not None and not (value > best if self.maximize else value < best):
+            return
+        self.value = value
+        self.notes = dict(notes)
+        if self.candidates is not None:
+            self.notes["best_epoch"] = self.epoch
+
+    def state(self) -> dict[str, Any]:
+        """Return what has come of it, apart from its networks."""
+        names = ("parent", "first", "epoch", "value", "notes")
+        return {name: getattr(self, name) for name in names} | {"number": self.trial.number}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Put it back to what :meth:`state` gave."""
+        for name in ("parent", "first", "epoch", "value", "notes"):
+            setattr(self, name, state[name])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """What came out of an epoch of a trial.
+
+    Args:
+        trial: The trial.
+        step: Epochs since the weights were born, those of the trial's parents included.
+        value: The first metric on the validation rows; with folds, the mean.
+        is_reported: Whether it is to be reported.
+        is_over: Whether the trial has ended, by success or failure.
+        reason: Why it failed; ``None`` if it did not.
+        final_value: The value of the trial, once it is over.
+        training: The training behind it; ``None`` for a trial that ended before it began.
+    """
+
+    trial: Trial
+    step: int = 0
+    value: float = math.nan
+    is_reported: bool = False
+    is_over: bool = True
+    reason: str | None = None
+    final_value: float | None = None
+    training: Training | None = None
+
+    def notes(self) -> dict[str, Any]:
+        """Return what is to be recorded with a trial that ends now, as user attributes."""
+        notes: dict[str, Any] = {}
+        if self.training is not None:
+            seconds = time.perf_counter() - self.training.started
+            notes = {
+                "device": self.training.device,
+                "n_parameters": self.training.n_parameters,
+                "epochs": self.training.epoch,
+                "train_seconds": round(seconds, 3),
+            }
+        if self.final_value is not None and self.training is not None:
+            notes |= self.training.notes
+        return notes | ({} if self.reason is None else {"reason": self.reason})
+
+
+def mean(values: Sequence[float]) -> float:
+    """Return the mean, correctly rounded; NaN and infinities as they come."""
+    if all(map(math.isfinite, values)):
+        return math.fsum(values) / len(values)
+    return sum(values) / len(values)

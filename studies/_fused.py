@@ -1,0 +1,138 @@
+"""A study whose trials train together as one program."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
+import inspect
+from pathlib import Path
+import re
+import signal
+import time
+from types import ModuleType
+from typing import Any
+from typing import TYPE_CHECKING
+
+from optuna.study import Study
+from optuna.trial import FrozenTrial
+from optuna.trial import TrialState
+
+from optuna_ext import bulk_storage
+from studies._command import run_plan
+from studies._errors import UserError
+from studies._interrupt import Interrupt
+from studies._job import connect
+from studies._job import Job
+from studies._job import storage_file
+from studies._objective import find_objective
+from studies._options import Options
+from studies._plan import make_plan
+from studies._plan import Plan
+from studies._progress import StudyProgress
+
+
+if TYPE_CHECKING:
+    from optuna_ext.fused import Problem
+
+_SLOTS = 256
+
+
+def fused_study(module: ModuleType) -> Callable[[Options, Mapping[str, Any]], int]:
+    """Return the command that trains the trials of one of our objectives together."""
+    objective = find_objective(f"{module.__name__}:objective")
+
+    def command(options: Options, arguments: Mapping[str, Any]) -> int:
+        """Train many trials at once as one program; --workers says how many (256)."""
+        slots = options.workers or _SLOTS
+        plan = make_plan(
+            replace(options, workers=None),
+            objective,
+            arguments=arguments,
+            directions=objective.directions,
+        )
+        if len(plan.devices) > 1:
+            raise UserError("--device must be one device with --fused")
+        given: dict[str, Any] = {name: p.default for name, p in objective.keywords().items()}
+        given |= plan.job.arguments
+        given["device"] = plan.devices[0] or "auto"
+        try:
+            objective.rehearse(plan.job.arguments)
+            problem = _problem(module, given)
+        except (ValueError, OSError) as error:
+            raise UserError(str(error)) from error
+        run = partial(_run, problem=problem, slots=slots, given=given)
+        return run_plan(plan, as_json=options.json, run=run)
+
+    return command
+
+
+def _problem(module: ModuleType, given: Mapping[str, Any]) -> Problem:
+    from objectives import fusion
+
+    takes = inspect.signature(module.task).parameters
+    task = module.task(**{name: value for name, value in given.items() if name in takes})
+    settings = {name: given[name] for name in ("epochs", "device", "seed")}
+    return fusion.problem(task, **settings)
+
+
+def _run(
+    plan: Plan,
+    job: Job,
+    *,
+    interrupt: Interrupt,
+    progress: StudyProgress,
+    problem: Problem,
+    slots: int,
+    given: Mapping[str, Any],
+    **others: Any,  # what only processes of their own need
+) -> None:
+    from optuna_ext import fused
+
+    del others
+    study, _ = job.load(bulk_storage(connect(job.storage)))
+    progress.follow(study)
+    checkpoint = _checkpoint(job)
+    begun = [t for t in study.get_trials(deepcopy=False) if t.state != TrialState.WAITING]
+    missing = job.trials - len(begun) + fused.interrupted(study, checkpoint)
+    if missing < 1:
+        return
+
+    def look(study: Study, trial: FrozenTrial) -> None:
+        del study, trial
+        progress.update()
+
+    try:
+        with interrupt.raising():
+            summary = fused.optimize(
+                study,
+                problem,
+                missing,
+                slots=slots,
+                device=given["device"],
+                amp=given["amp"],
+                compile=given["compile"],
+                timeout=None if job.deadline is None else max(0, job.deadline - time.time()),
+                callbacks=[look],
+                checkpoint=checkpoint,
+            )
+    except KeyboardInterrupt:
+        if interrupt.signum is None:
+            interrupt.signum = signal.SIGINT
+        return
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    speed = summary.model_steps / summary.seconds
+    progress.say(f"{summary.trials / summary.seconds:.3g} trials/s, {speed:,.0f} model steps/s")
+    for name, reason in summary.engines.items():
+        progress.say(f"engine {name}: {reason}")
+
+
+def _checkpoint(job: Job) -> Path:
+    """Name the file from which the same command goes on after a kill."""
+    file = storage_file(job.storage)
+    folder = Path("runs") if file is None else file.parent
+    folder.mkdir(exist_ok=True)
+    name = re.sub(r"[^\w.-]+", "-", job.study)
+    return folder / f"{name}.fused.pt"

@@ -1,0 +1,258 @@
+"""Measure what training many trials as one program gains, workload by workload.
+
+    python -m studies.bench_fused
+    python -m studies.bench_fused --only steps --rounds 5 --json
+
+Three things are measured, on one CPU thread or on one GPU:
+
+- *steps*: optimizer steps of a network, among others in a population, against the same steps of
+  one network after another: as everybody trains, with a ``DataLoader``, and by the best loop that
+  we know, with slices of tensors that lie on the device and torch's fused optimizers.
+- *study*: the headline, 1,024 trials of ten epochs over the three networks of Auto-Tune
+  (Jacobson & Gonzalez 2020), 2-1, 2-3-1 and 2-5-5-1: 10,000 points, batches of 256; learning
+  rate, momentum and weight decay; the validation loss is reported after every epoch. Results are
+  in an SQLite file. Against ``study.optimize`` with a ``DataLoader`` on the storage that Optuna
+  makes of ``sqlite:///study.db``, of which a few trials are enough.
+- *halving*: the same with a pruner that keeps a third at each rung, in memory.
+
+All are ratios of neighbors in time, so that a busy moment of the machine hits both; the seconds
+beside them are of CPU time but for those of the headline, which are given as wall time, too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
+from json import dumps
+from pathlib import Path
+import statistics
+import sys
+import tempfile
+import time
+from typing import Annotated
+from typing import Any
+
+import optuna
+from rich import box
+from rich.console import Console
+from rich.table import Table
+import typer
+
+from studies._errors import SentenceCommand
+from studies._errors import UserError
+from studies._interrupt import Interrupt
+
+
+_PARTS = ("steps", "study", "halving")
+_FEW = 4  # trials that are trained one by one
+
+Row = dict[str, Any]
+
+app = typer.Typer(add_completion=False)
+
+
+@app.command(cls=SentenceCommand)
+def main(
+    only: Annotated[
+        str | None, typer.Option(help=f"One of {', '.join(_PARTS)}; all by default.")
+    ] = None,
+    trials: Annotated[int, typer.Option(help="Trials of the studies.", min=8)] = 1024,
+    slots: Annotated[int, typer.Option(help="How many of them at once.", min=1)] = 1024,
+    epochs: Annotated[int, typer.Option(help="Epochs of each trial.", min=1)] = 10,
+    rounds: Annotated[int, typer.Option(help="How often everything is measured.", min=1)] = 3,
+    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:1.")] = "cpu",
+    json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """Measure what training many trials as one program gains."""
+    from objectives.training import resolve_device
+
+    if only not in (None, *_PARTS):
+        raise UserError(f"--only must be one of {', '.join(_PARTS)}, not {only!r}")
+    try:
+        where = resolve_device(device)
+    except ValueError as error:
+        raise UserError(f"--device: {error}") from error
+    rows: list[Row] = []
+    settings = {"trials": trials, "slots": slots, "epochs": epochs, "device": where}
+    with Interrupt().listening() as interrupt, _quiet_and_single_threaded():
+        for measure in _measures(only, settings):
+            results = []
+            for _ in range(rounds):
+                results.append(measure())
+                if interrupt.signum is not None:
+                    raise typer.Exit(interrupt.exit_code)
+            rows.append(_median(results))
+            if sys.stderr.isatty():
+                sys.stderr.write(f"{rows[-1]['workload']}\n")
+    if json:
+        typer.echo(dumps(rows, indent=2))
+    else:
+        _print_table(rows)
+
+
+def _measures(only: str | None, settings: dict[str, Any]) -> Iterator[Callable[[], Row]]:
+    from studies._loops import Workload
+    from studies._loops import workloads
+
+    if only in (None, "steps"):
+
+        def of(workload: Workload) -> Callable[[], Row]:
+            return lambda: _steps(workload)
+
+        yield from (of(workload) for workload in workloads(settings["device"]))
+    if only in (None, "study"):
+        yield lambda: _study(**settings)
+    if only in (None, "halving"):
+        yield lambda: _halving(**settings)
+
+
+def _steps(workload: Any) -> Row:
+    """Time steps one by one and together."""
+    n = 100 if workload.slots > 100 else 16
+    workload.seconds_of_loop(2, fused=True)  # what is done once
+    loader = workload.seconds_of_loader(n)
+    plain = workload.seconds_of_loop(n, fused=False)
+    loop = workload.seconds_of_loop(n, fused=True)
+    row: Row = {
+        "workload": f"steps of {workload.name}, {workload.slots} together",
+        "loader_us": 1e6 * loader,
+        "best_loop_us": 1e6 * min(plain, loop),
+        "fused_optimizer_over_plain": plain / loop,
+    }
+    for engine in ("auto", "vmap") if workload.slots > 100 else ("auto",):
+        population = workload.population(engine=engine)
+        workload.seconds_together(population)  # chooses the engine
+        seconds = workload.seconds_together(population)
+        row |= {
+            f"{engine}_us": 1e6 * seconds,
+            f"{engine}_over_loader": loader / seconds,
+            f"{engine}_over_best_loop": min(plain, loop) / seconds,
+            f"{engine}_engine": population.engine,
+        }
+    return row
+
+
+def _study(*, trials: int, slots: int, epochs: int, device: Any) -> Row:
+    """Time the headline."""
+    from optuna_ext import fused
+    from optuna_ext import sqlite
+    from studies import _loops
+
+    with tempfile.TemporaryDirectory() as folder:
+        theirs = _new_study(storage=f"sqlite:///{folder}/one.db")
+        alone = _timed(
+            lambda: theirs.optimize(
+                lambda trial: _loops.objective(trial, device=device, epochs=epochs), n_trials=_FEW
+            )
+        )
+        storage = sqlite(Path(folder) / "many.db")
+        ours = _new_study(storage=storage)
+        problem = _loops.search(device, epochs=epochs)
+        together = _timed(
+            lambda: fused.optimize(ours, problem, trials, slots=slots, device=device)
+        )
+        again = optuna.load_study(
+            study_name=ours.study_name, storage=f"sqlite:///{folder}/many.db"
+        )
+        complete = sum(len(trial.intermediate_values) == epochs for trial in again.trials)
+        storage.engine.dispose()
+    return {
+        "workload": f"{trials} trials of {epochs} epochs, in SQLite",
+        "complete": complete,
+        "wall_s": together[0],
+        "cpu_s": together[1],
+        "alone_wall_s": alone[0] / _FEW * trials,
+        "alone_cpu_s": alone[1] / _FEW * trials,
+        "over_loader_wall": alone[0] / _FEW * trials / together[0],
+        "over_loader_cpu": alone[1] / _FEW * trials / together[1],
+    }
+
+
+def _halving(*, trials: int, slots: int, epochs: int, device: Any) -> Row:
+    """Time a study of which a pruner ends two thirds at each rung."""
+    from optuna_ext import fused
+    from studies import _loops
+
+    def pruner() -> optuna.pruners.BasePruner:
+        return optuna.pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=3)
+
+    few = 8 * _FEW
+    theirs = _new_study(pruner=pruner())
+    alone = _timed(
+        lambda: theirs.optimize(
+            lambda trial: _loops.objective(trial, device=device, epochs=epochs), n_trials=few
+        )
+    )
+    ours = _new_study(pruner=pruner())
+    problem = _loops.search(device, epochs=epochs)
+    n_slots = min(slots, 128)
+    together = _timed(lambda: fused.optimize(ours, problem, trials, slots=n_slots, device=device))
+    return {
+        "workload": f"{trials} trials pruned by halving, {n_slots} slots refilled, in memory",
+        "epochs_per_trial": _epochs(ours),
+        "alone_epochs_per_trial": _epochs(theirs),
+        "cpu_s": together[1],
+        "alone_cpu_s": alone[1] / few * trials,
+        "over_loader_cpu": alone[1] / few * trials / together[1],
+        "over_loader_cpu_per_epoch": (alone[1] / few / _epochs(theirs))
+        / (together[1] / trials / _epochs(ours)),
+    }
+
+
+def _epochs(study: optuna.Study) -> float:
+    return statistics.fmean(len(trial.intermediate_values) for trial in study.trials)
+
+
+def _new_study(**about: Any) -> optuna.Study:
+    about.setdefault("pruner", optuna.pruners.NopPruner())
+    return optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0), **about)
+
+
+def _timed(run: Callable[[], Any]) -> tuple[float, float]:
+    """Return seconds of wall and of CPU time."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    run()
+    return time.perf_counter() - wall, time.process_time() - cpu
+
+
+@contextmanager
+def _quiet_and_single_threaded() -> Iterator[None]:
+    import torch
+
+    verbosity, threads = optuna.logging.get_verbosity(), torch.get_num_threads()
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        optuna.logging.set_verbosity(verbosity)
+        torch.set_num_threads(threads)
+
+
+def _median(results: list[Row]) -> Row:
+    """Return the median of each number."""
+    return {
+        name: statistics.median(result[name] for result in results)
+        if isinstance(value, float | int)
+        else value
+        for name, value in results[-1].items()
+    }
+
+
+def _print_table(rows: list[Row]) -> None:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("workload")
+    table.add_column("measured", justify="right")
+    for row in rows:
+        lines = [
+            f"{name} {value:.3g}" if isinstance(value, float) else f"{name} {value}"
+            for name, value in row.items()
+            if name != "workload"
+        ]
+        table.add_row(row["workload"], "\n".join(lines), end_section=True)
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,124 @@
+"""Every objective trains the same alone and together with others."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+import dataclasses
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import optuna
+import pytest
+import torch
+from torch import nn
+
+import objectives
+from objectives.data import Data
+from objectives.fusion import problem
+from objectives.training import fit
+from objectives.training import Recipe
+from objectives.training import Task
+from optuna_ext import fused
+
+
+CASES: list[tuple[ModuleType, dict[str, Any]]] = [
+    (objectives.boundaries, {"dataset": 3, "net": "three-layer"}),
+    (objectives.boundaries, {"net": "logistic"}),
+    (objectives.cats, {}),
+    (objectives.cats, {"protocol": "document", "hidden_layers": 2}),
+    (objectives.cats, {"fidelity": True}),
+    (objectives.digits, {}),
+    (objectives.fashion, {"batch_size": 32}),
+    (objectives.mnist, {}),
+]
+EPOCHS = {"cats": 3}
+TRIALS = {"boundaries": 4, "digits": 6, "fashion": 6}  # the others are slow
+
+each = pytest.mark.parametrize(
+    ("module", "arguments"), CASES, ids=[f"{m.__name__}-{[*a.values()]}" for m, a in CASES]
+)
+
+
+def doubled(task: Task) -> Task:
+    """The same task in float64."""
+
+    def recipe(params: Any) -> Recipe:
+        made = task.recipe(params)
+
+        def model(generator: torch.Generator) -> nn.Module:
+            return made.model(generator).double()
+
+        return dataclasses.replace(made, model=model)
+
+    def data(where: torch.device) -> Sequence[Data]:
+        return [
+            dataclasses.replace(
+                part,
+                train_x=part.train_x.double(),
+                valid_x=part.valid_x.double(),
+                test_x=part.test_x.double(),
+            )
+            for part in task.data(where)
+        ]
+
+    return dataclasses.replace(task, recipe=recipe, data=data)
+
+
+def new_study(module: ModuleType) -> optuna.Study:
+    study = optuna.create_study(
+        direction=module.DIRECTION,
+        sampler=optuna.samplers.RandomSampler(seed=1),
+        pruner=optuna.pruners.NopPruner(),
+    )
+    study.enqueue_trial(module.DEFAULTS)
+    return study
+
+
+@each
+def test_the_same_values_alone_and_together(
+    module: ModuleType, arguments: dict[str, Any], small_data: Path
+) -> None:
+    task = doubled(module.task(data_dir=small_data, **arguments))
+    name = module.__name__.rpartition(".")[2]
+    epochs, n_trials = EPOCHS.get(name, 2), TRIALS.get(name, 3)
+    alone, together = new_study(module), new_study(module)
+    alone.optimize(
+        lambda trial: fit(trial, task, epochs=epochs, device="cpu", seed=3), n_trials=n_trials
+    )
+    fused.optimize(
+        together,
+        problem(task, epochs=epochs, device="cpu", seed=3),
+        n_trials,
+        slots=4,
+        device="cpu",
+    )
+    for one, two in zip(alone.trials, together.trials, strict=True):
+        assert one.params == two.params
+        assert one.state == two.state
+        assert two.intermediate_values == pytest.approx(one.intermediate_values, abs=1e-12)
+        assert two.value == pytest.approx(one.value, abs=1e-12)
+        recorded = {"train_seconds", "iterations"}  # what the objectives themselves add
+        for name in one.user_attrs.keys() - recorded:
+            assert two.user_attrs[name] == pytest.approx(one.user_attrs[name], abs=1e-9)
+
+
+@pytest.mark.parametrize("net", ["logistic", "three-layer"])
+def test_in_float32_to_rounding(net: str, device: str) -> None:
+    settings: dict[str, Any] = {"epochs": 1, "device": device, "seed": 3}
+    alone, together = new_study(objectives.boundaries), new_study(objectives.boundaries)
+    alone.optimize(
+        lambda trial: objectives.boundaries.objective(trial, net=net, **settings),  # type: ignore[arg-type]
+        n_trials=3,
+    )
+    made = problem(objectives.boundaries.task(net=net), **settings)  # type: ignore[arg-type]
+    fused.optimize(together, made, 3, slots=3, device=device)
+    for one, two in zip(alone.trials, together.trials, strict=True):
+        assert two.value == pytest.approx(one.value, abs=5e-3)  # some rows of 2,000
+        loss = one.user_attrs["valid_loss"]
+        assert two.user_attrs["valid_loss"] == pytest.approx(loss, rel=1e-3)
+
+
+def test_no_epochs_are_refused() -> None:
+    with pytest.raises(ValueError, match="epochs must be at least 1, but it is 0"):
+        problem(objectives.digits.task(), epochs=0)

@@ -1,0 +1,97 @@
+"""Studies whose trials train together, from the command line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+import signal
+import subprocess
+import sys
+import time
+
+import optuna
+from optuna.trial import TrialState
+import pytest
+
+from studies import boundaries
+from studies import cats
+from studies import digits
+
+
+QUICK = ["--fused", "--epochs", "2", "--device", "cpu", "--no-figure"]
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def trials(name: str) -> list[optuna.trial.FrozenTrial]:
+    return optuna.load_study(study_name=name, storage=f"sqlite:///runs/{name}.db").trials
+
+
+def test_the_same_values_as_one_by_one(capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--trials", "6", "--seed", "0"]
+    assert digits.main([*QUICK, *flags, "--workers", "4"]) == 0
+    said = capsys.readouterr()
+    assert "model steps/s" in said.err
+    assert "6/6 trials" in said.err
+    assert digits.main([*QUICK[1:], *flags, "--study", "digits-alone"]) == 0
+    alone = optuna.load_study(study_name="digits-alone", storage="sqlite:///runs/digits.db")
+    for one, two in zip(alone.trials, trials("digits"), strict=True):
+        assert one.params == two.params
+        assert two.value == pytest.approx(one.value, abs=0.03)  # float32: some of 300 rows
+    assert not list(Path("runs").glob("*.pt"))
+
+
+def test_a_total_and_json(capsys: pytest.CaptureFixture[str]) -> None:
+    flags = [*QUICK, "--net", "logistic", "--study", "boundaries", "--json"]
+    assert boundaries.main([*flags, "--trials", "3"]) == 0
+    assert boundaries.main([*flags, "--trials", "5", "--sampler", "tpe"]) == 0
+    summary = json.loads(capsys.readouterr().out.partition("\n{")[2].join(["{", ""]))
+    assert summary["trials"]["complete"] == 5
+    assert boundaries.main([*flags, "--trials", "5"]) == 0
+    assert len(trials("boundaries")) == 5
+
+
+def test_mistakes(capsys: pytest.CaptureFixture[str]) -> None:
+    assert boundaries.main([*QUICK, "--dataset", "7"]) == 2
+    assert cats.main([*QUICK, "--data-dir", "."]) == 2
+    assert cats.main([*QUICK, "--amp"]) == 2
+    errors = capsys.readouterr().err.splitlines()
+    assert len(errors) == 3
+    assert all(line.startswith("error: ") for line in errors)
+    assert not Path("runs").exists()
+
+
+@pytest.mark.slow
+def test_a_killed_study_goes_on_and_ctrl_c_is_clean() -> None:
+    command = [sys.executable, "-m", "studies.boundaries", *QUICK, "--study", "boundaries"]
+    command += ["--trials", "6", "--workers", "4", "--net", "logistic"]
+    command += ["--epochs", "40"]
+    for number in (signal.SIGINT, signal.SIGKILL):
+        with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+            _wait_for_reports(process)
+            process.send_signal(number)
+            process.communicate(timeout=120)
+        assert process.returncode == (130 if number == signal.SIGINT else -signal.SIGKILL)
+        assert [t.state for t in trials("boundaries")] == [TrialState.RUNNING] * 4
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    assert [t.state for t in trials("boundaries")] == [TrialState.COMPLETE] * 6
+    assert {len(t.intermediate_values) for t in trials("boundaries")} == {40}
+
+
+def _wait_for_reports(process: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        assert process.poll() is None
+        if Path("runs/boundaries.db").exists():
+            try:
+                found = trials("boundaries")
+            except Exception:  # noqa: BLE001 - the study is not there yet
+                found = []
+            if len(found) == 4 and all(len(t.intermediate_values) > 1 for t in found):
+                return
+        time.sleep(0.05)
+    raise AssertionError
