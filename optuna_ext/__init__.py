@@ -11,6 +11,9 @@ from typing import TYPE_CHECKING
 
 
 if TYPE_CHECKING:
+    from optuna_ext.online.hypergradient import HypergradientAdam as HypergradientAdam
+    from optuna_ext.online.hypergradient import HypergradientAdamW as HypergradientAdamW
+    from optuna_ext.online.hypergradient import HypergradientSGD as HypergradientSGD
     from optuna_ext.samplers import ApproximateGradientSampler as ApproximateGradientSampler
     from optuna_ext.samplers import EvolutionarySampler as EvolutionarySampler
     from optuna_ext.samplers import HaltonSampler as HaltonSampler
@@ -32,6 +35,9 @@ _HOMES = {
     "EvolutionarySampler": "optuna_ext.samplers",
     "HaltonSampler": "optuna_ext.samplers",
     "HammersleySampler": "optuna_ext.samplers",
+    "HypergradientAdam": "optuna_ext.online.hypergradient",
+    "HypergradientAdamW": "optuna_ext.online.hypergradient",
+    "HypergradientSGD": "optuna_ext.online.hypergradient",
     "LatinHypercubeSampler": "optuna_ext.samplers",
     "NelderMeadSampler": "optuna_ext.samplers",
     "ParticleSwarmSampler": "optuna_ext.samplers",
