@@ -177,16 +177,34 @@ def test_scale_free_rules_know_no_units(kind: str, rule: str) -> None:
     assert rates[0] != 1e-5
 
 
-@pytest.mark.parametrize("rule", ["exponential", "multiplicative"])
-def test_one_step_of_the_scale_free_rules(rule: str) -> None:
-    theta = nn.Parameter(torch.zeros(2))
-    optimizer = HypergradientSGD([theta], lr=0.5, hyper_lr=0.1, rule=rule)  # type: ignore[arg-type]
-    for gradient in ([1.0, 0.0], [3.0, 4.0]):
-        theta.grad = torch.tensor(gradient)
+def rates_after(gradients: list[list[float]], **options: Any) -> list[float]:
+    theta = nn.Parameter(torch.zeros(2, dtype=torch.float64))
+    optimizer = HypergradientSGD([theta], lr=0.5, **options)
+    rates = []
+    for gradient in gradients:
+        theta.grad = torch.tensor(gradient, dtype=torch.float64)
         optimizer.step()
-    cosine = 3.0 / 5.0
-    factor = math.exp(0.1 * cosine) if rule == "exponential" else 1 + 0.1 * cosine
-    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.5 * factor, rel=1e-6)
+        rates.append(optimizer.param_groups[0]["lr"])
+    return rates
+
+
+def test_the_multiplicative_rule() -> None:
+    gradients = [[1.0, 0.0], [3.0, 4.0], [-1.0, 0.0]]  # cosines 3 / 5 and -3 / 5
+    rates = rates_after(gradients, rule="multiplicative", hyper_lr=0.1)
+    assert rates == pytest.approx([0.5, 0.5 * 1.06, 0.5 * 1.06 * 0.94])
+
+
+def test_the_exponential_rule() -> None:
+    gradients = [[1.0, 0.0], [-3.0, 4.0], [1.0, 0.0], [0.0, 1.0], [0.6, 0.8]]
+    cosines = [-0.6, -0.6, 0.0, 0.8]
+    logs, square = [0.0], 0.0
+    for t, cosine in enumerate(cosines, start=1):
+        square = 0.99 * square + 0.01 * cosine**2
+        change = 0.7 / t**0.75 * cosine / math.sqrt(square / (1 - 0.99**t))
+        logs.append(logs[-1] + min(change, 0.05))
+    assert rates_after(gradients) == pytest.approx([0.5 * math.exp(x) for x in logs])
+    assert logs[1] == pytest.approx(-0.7)  # brakes at once
+    assert logs[4] == logs[3] + 0.05  # and rises with care
 
 
 @pytest.mark.parametrize("kind", OURS)
@@ -218,21 +236,21 @@ def test_additive_rates_are_held_at_zero_with_one_warning() -> None:
 
 
 def test_each_group_has_its_own_rate_or_shares_the_factor() -> None:
-    def rates(per_group: bool) -> list[float]:
+    def rates(**options: Any) -> list[float]:
         a, b = nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(2))
         groups: list[dict[str, Any]] = [{"params": [a]}, {"params": [b], "lr": 0.4}]
-        optimizer = HypergradientSGD(groups, lr=0.1, per_group=per_group)
+        optimizer = HypergradientSGD(groups, lr=0.1, **options)
         for first, second in ((1.0, 1.0), (1.0, -0.5)):
             a.grad, b.grad = torch.full((2,), first), torch.full((2,), second)
             optimizer.step()
         return [group["lr"] for group in optimizer.param_groups]
 
     own = rates(per_group=True)
-    assert own == pytest.approx([0.1 * math.exp(0.02), 0.4 * math.exp(-0.02)])
+    assert own == pytest.approx([0.1 * math.exp(0.05), 0.4 * math.exp(-0.7)])
     # The step was (0.1, 0.4) times the gradient, so the cosine is of (1, -0.5) with (0.1, 0.4).
     cosine = (0.1 - 0.2) / math.hypot(1, 0.5) / math.hypot(0.1, 0.4)
-    shared = rates(per_group=False)
-    assert shared == pytest.approx([lr * math.exp(0.02 * cosine) for lr in (0.1, 0.4)])
+    shared = rates(per_group=False, rule="multiplicative")
+    assert shared == pytest.approx([lr * (1 + 0.02 * cosine) for lr in (0.1, 0.4)])
 
 
 def test_groups_may_have_a_hyper_step_of_their_own() -> None:
@@ -244,7 +262,7 @@ def test_groups_may_have_a_hyper_step_of_their_own() -> None:
         optimizer.step()
     assert [group["lr"] for group in optimizer.param_groups] == [
         0.1,
-        pytest.approx(0.1 * math.exp(0.02)),
+        pytest.approx(0.1 * math.exp(0.05)),
     ]
 
 

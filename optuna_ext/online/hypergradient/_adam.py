@@ -53,8 +53,8 @@ class HypergradientAdam(HypergradientOptimizer):
         maximize:
             Whether to go up instead of down.
         hyper_lr:
-            The step size of the learning rate, at least 0. The default, :obj:`None`, is 0.02, or
-            Baydin's 1e-7 with ``rule="additive"``.
+            The step size of the learning rate, at least 0; 0 keeps it as it is. The default,
+            :obj:`None`, is 0.7 (exponential), 0.02 (multiplicative) or Baydin's 1e-7 (additive).
         rule:
             ``"exponential"``, ``"multiplicative"`` or ``"additive"``, as for
             :class:`~optuna_ext.HypergradientSGD`.

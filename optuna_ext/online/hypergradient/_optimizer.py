@@ -17,7 +17,12 @@ from torch.optim.optimizer import ParamsT
 
 Rule = Literal["exponential", "multiplicative", "additive"]
 _RULES = ("exponential", "multiplicative", "additive")
-_HYPER_LR = 0.02  # of the two rules that know no units
+_HYPER_LR = {"exponential": 0.7, "multiplicative": 0.02}  # which know no units
+# Of the exponential rule. Exponents in (1/2, 1] let steps reach everything and noise average out
+# (Robbins & Monro 1951).
+_ANNEALING = 0.75
+_MEMORY = 0.99  # of the mean square of the cosines
+_LARGEST_RISE = 0.05  # of log lr in one step: too low a rate costs time, too high a one weights
 
 
 class HypergradientOptimizer(Optimizer):
@@ -44,7 +49,7 @@ class HypergradientOptimizer(Optimizer):
         if rule not in _RULES:
             raise ValueError(f"`rule` must be one of {list(_RULES)}, but got {rule!r}.")
         if hyper_lr is None:
-            hyper_lr = additive_hyper_lr if rule == "additive" else _HYPER_LR
+            hyper_lr = _HYPER_LR.get(rule, additive_hyper_lr)
         shared = {"hyper_lr": hyper_lr, "rule": rule, "per_group": bool(per_group)}
         super().__init__(params, defaults | shared)
 
@@ -130,26 +135,21 @@ class HypergradientOptimizer(Optimizer):
             products = [_over_all_groups(products, groups)] * len(groups)
         for group, (gu, gg, uu) in zip(groups, products, strict=True):
             if group["rule"] == "additive":
-                change = group["hyper_lr"] * gu
-            else:
-                length = math.sqrt(gg) * math.sqrt(uu)
-                change = group["hyper_lr"] * gu / length if length > 0 else 0.0
-            if math.isfinite(change):  # the weights may be lost to a NaN, the rate need not be
-                group["lr"] = self._moved(group["lr"], change, group["rule"])
+                group["lr"] = self._added(group["lr"], group["hyper_lr"] * gu)
+            elif gg > 0 and uu > 0:
+                factor = _factor(group, gu / (math.sqrt(gg) * math.sqrt(uu)))
+                group["lr"] = max(group["lr"] * factor, sys.float_info.min)
 
-    def _moved(self, lr: float, change: float, rule: Rule) -> float:
-        if rule == "exponential":
-            return max(lr * math.exp(change), sys.float_info.min)
-        if rule == "multiplicative":
-            return max(lr * (1 + change), sys.float_info.min)
+    def _added(self, lr: float, change: float) -> float:
         if lr + change < 0 and not self._has_warned:
             self._has_warned = True
             warnings.warn(
                 f"The learning rate of {type(self).__name__} would become negative and is held "
                 "at 0; a smaller `hyper_lr` or rule='exponential' avoids that.",
-                stacklevel=5,
+                stacklevel=6,
             )
-        return max(lr + change, 0.0)
+        # The weights may be lost to a NaN, the rate need not be.
+        return max(lr + change, 0.0) if math.isfinite(change) else lr
 
     def _products(self, group: dict[str, Any], params: list[Tensor]) -> tuple[float, float, float]:
         """Return ``<g, u>``, ``<g, g>`` and ``<u, u>`` over the parameters moved last time."""
@@ -166,6 +166,20 @@ class HypergradientOptimizer(Optimizer):
             dots = torch.stack([torch.stack([g.dot(u), g.dot(g), u.dot(u)]) for g, u in pairs])
             total = [a + b for a, b in zip(total, dots.sum(0).tolist(), strict=True)]
         return total[0], total[1], total[2]
+
+
+def _factor(group: dict[str, Any], cosine: float) -> float:
+    if group["hyper_lr"] == 0 or not math.isfinite(cosine):
+        return 1.0
+    if group["rule"] == "multiplicative":
+        return 1 + float(group["hyper_lr"]) * cosine
+    count = group["hyper_steps"] = group.get("hyper_steps", 0) + 1
+    square = _MEMORY * group.get("hyper_square", 0.0) + (1 - _MEMORY) * cosine**2
+    group["hyper_square"] = square
+    if cosine == 0:
+        return 1.0
+    sign = cosine / math.sqrt(square / (1 - _MEMORY**count))
+    return math.exp(min(group["hyper_lr"] * count**-_ANNEALING * sign, _LARGEST_RISE))
 
 
 def gradients_of(params: Sequence[Tensor]) -> list[Tensor]:

@@ -56,14 +56,15 @@ class HypergradientSGD(HypergradientOptimizer):
         maximize:
             Whether to go up instead of down.
         hyper_lr:
-            The step size of the learning rate, at least 0. The default, :obj:`None`, is 0.02, or
-            Baydin's 1e-3 with ``rule="additive"``.
+            The step size of the learning rate, at least 0; 0 keeps it as it is. The default,
+            :obj:`None`, is 0.7 (exponential), 0.02 (multiplicative) or Baydin's 1e-3 (additive).
         rule:
-            With ``c`` the cosine of gradient and direction, ``"exponential"`` multiplies the rate
-            by ``exp(hyper_lr * c)`` and ``"multiplicative"`` by ``1 + hyper_lr * c``, which keep
-            it positive and work at any scale. ``"additive"`` adds ``hyper_lr`` times the product
-            itself, as published; ``hyper_lr`` then has units to be tuned, and a rate that would
-            become negative is held at 0.
+            What the cosine ``c_t`` of gradient and direction does to the rate.
+            ``"exponential"`` adds ``hyper_lr * t**-0.75 * c_t / rms(c)`` to its logarithm, at
+            most 0.05: it brakes hard at first and settles later, at any scale of the loss.
+            ``"multiplicative"`` multiplies the rate by ``1 + hyper_lr * c_t``, as published.
+            ``"additive"`` adds ``hyper_lr`` times the product itself, as published: ``hyper_lr``
+            then has units and must be tuned, and a rate that would become negative is held at 0.
         per_group:
             Whether each group of parameters has a rate of its own. Otherwise all of them move by
             the same factor (or summand).
