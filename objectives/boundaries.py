@@ -22,6 +22,9 @@ from objectives.space import suggest
 if TYPE_CHECKING:
     import torch
 
+    from objectives.training import Recipe
+    from objectives.training import Task
+
 SPACE: dict[str, BaseDistribution] = {
     "lr": FloatDistribution(1e-3, 1.0, log=True),
     "beta1": FloatDistribution(0.0, 0.99),
@@ -81,30 +84,53 @@ def objective(
     Raises:
         ValueError: If there is no such ``dataset``, ``net`` or ``device``.
     """
-    from torch.optim import Adam
-
-    from objectives.data import load
-    from objectives.nets import boundary_net
     from objectives.training import fit
-    from objectives.training import Recipe
 
-    if dataset not in (1, 2, 3):
-        raise ValueError(f"dataset must be 1, 2 or 3, but it is {dataset!r}.")
-    lr = suggest(trial, SPACE, "lr")
-    betas = (suggest(trial, SPACE, "beta1"), 0.999)
-    recipe = Recipe(
-        model=lambda _: boundary_net(net),
-        optimizer=lambda parameters: Adam(parameters, lr=lr, betas=betas),
-        batch_size=None,
-        passes_per_epoch=_STEPS,
-    )
     return fit(
         trial,
-        recipe,
-        lambda where: [load(f"boundaries-{dataset}", device=where, data_dir=data_dir)],
+        task(dataset=dataset, net=net, data_dir=data_dir),
         epochs=epochs,
         device=device,
         seed=seed,
         amp=amp,
         compile=compile,
+    )
+
+
+def task(
+    *,
+    dataset: int = 1,
+    net: Literal["logistic", "simple", "three-layer"] = "simple",
+    data_dir: str | os.PathLike[str] | None = None,
+) -> Task:
+    """Return what :func:`objective` trains; its arguments are those of the same names there.
+
+    Raises:
+        ValueError: If there is no such ``dataset``.
+    """
+    from objectives.data import load
+    from objectives.training import Task
+
+    if dataset not in (1, 2, 3):
+        raise ValueError(f"dataset must be 1, 2 or 3, but it is {dataset!r}.")
+    return Task(
+        hyperparameters=lambda trial: {name: suggest(trial, SPACE, name) for name in SPACE},
+        recipe=lambda params: _recipe(**params, net=net),
+        data=lambda where: [load(f"boundaries-{dataset}", device=where, data_dir=data_dir)],
+    )
+
+
+def _recipe(
+    *, lr: float, beta1: float, net: Literal["logistic", "simple", "three-layer"]
+) -> Recipe:
+    from torch.optim import Adam
+
+    from objectives.nets import boundary_net
+    from objectives.training import Recipe
+
+    return Recipe(
+        model=lambda _: boundary_net(net),
+        optimizer=lambda weights: Adam(weights, lr=lr, betas=(beta1, 0.999)),
+        batch_size=None,
+        passes_per_epoch=_STEPS,
     )

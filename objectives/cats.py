@@ -8,6 +8,7 @@ have another accuracy. With ``protocol="document"`` the accuracies of the paper 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from objectives.data import Data
     from objectives.training import Evaluation
     from objectives.training import Recipe
+    from objectives.training import Task
 
 LEVELS: dict[str, tuple[float, ...]] = {
     "iterations": (100, 300, 400, 500, 700),
@@ -115,25 +117,20 @@ def objective(
             is true.
         DataNotFoundError: If the files are not there; nobody may hand them out.
     """
-    from objectives.data import load
     from objectives.training import fit
 
-    if protocol not in ("cv", "document"):
-        raise ValueError(f"protocol must be 'cv' or 'document', but it is {protocol!r}.")
-    if hidden_layers not in (2, 3):
-        raise ValueError(f"hidden_layers must be 2 or 3, but it is {hidden_layers!r}.")
     if amp:
         raise ValueError("amp must be False, because the cats are trained in float64.")
-    longest = EPOCHS if fidelity else suggest(trial, SPACE, "iterations") // _STEPS
-    lr, *hidden = (suggest(trial, SPACE, name) for name in (*SPACE,)[1 : 2 + hidden_layers])
-    images = _in_own_span(load("cats", data_dir=data_dir))
-    parts = images.folds if protocol == "cv" else (images.document,)
     value = fit(
         trial,
-        _recipe(lr, hidden, basis=images.basis, seed=seed),
-        lambda where: [part.to(where) for part in parts],
-        epochs=min(epochs, longest),
-        best_of=[int(level) // _STEPS for level in LEVELS["iterations"]] if fidelity else None,
+        task(
+            protocol=protocol,
+            hidden_layers=hidden_layers,
+            fidelity=fidelity,
+            data_dir=data_dir,
+            seed=seed,
+        ),
+        epochs=epochs,
         device=_float64_device(device),
         seed=seed,
         compile=compile,
@@ -141,6 +138,47 @@ def objective(
     if "best_epoch" in trial.user_attrs:
         trial.set_user_attr("iterations", _STEPS * trial.user_attrs["best_epoch"])
     return value
+
+
+def task(
+    *,
+    protocol: Literal["cv", "document"] = "cv",
+    hidden_layers: int = 3,
+    fidelity: bool = False,
+    data_dir: str | os.PathLike[str] | None = None,
+    seed: int = 1,
+) -> Task:
+    """Return what :func:`objective` trains; its arguments are those of the same names there.
+
+    Raises:
+        ValueError: If there is no such ``protocol`` or ``hidden_layers``.
+        DataNotFoundError: If the files are not there; nobody may hand them out.
+    """
+    from objectives.data import load
+    from objectives.training import Task
+
+    if protocol not in ("cv", "document"):
+        raise ValueError(f"protocol must be 'cv' or 'document', but it is {protocol!r}.")
+    if hidden_layers not in (2, 3):
+        raise ValueError(f"hidden_layers must be 2 or 3, but it is {hidden_layers!r}.")
+    names = (*SPACE,)[1 if fidelity else 0 : 2 + hidden_layers]
+    images = _in_own_span(load("cats", data_dir=data_dir))
+    parts = images.folds if protocol == "cv" else (images.document,)
+
+    def recipe(params: Mapping[str, Any]) -> Recipe:
+        hidden = [params[f"h{i}"] for i in range(1, hidden_layers + 1)]
+        iterations = params.get("iterations", _STEPS * EPOCHS)
+        return dataclasses.replace(
+            _recipe(params["lr"], hidden, basis=images.basis, seed=seed),
+            max_epochs=iterations // _STEPS,
+        )
+
+    return Task(
+        hyperparameters=lambda trial: {name: suggest(trial, SPACE, name) for name in names},
+        recipe=recipe,
+        data=lambda where: [part.to(where) for part in parts],
+        best_of=[int(level) // _STEPS for level in LEVELS["iterations"]] if fidelity else None,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,6 +5,7 @@ The 1797 digits (8x8 pixels) come with scikit-learn; on a CPU a trial takes part
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 import os
 from typing import Any
 from typing import TYPE_CHECKING
@@ -20,6 +21,9 @@ from objectives.space import suggest
 
 if TYPE_CHECKING:
     import torch
+
+    from objectives.training import Recipe
+    from objectives.training import Task
 
 SPACE: dict[str, BaseDistribution] = {
     "n_layers": IntDistribution(1, 3),
@@ -83,33 +87,55 @@ def objective(
     Returns:
         The accuracy on 300 validation digits; NaN if the training diverged or ran out of memory.
     """
-    from torch.optim import SGD
-
-    from objectives.data import load
-    from objectives.nets import mlp
     from objectives.training import fit
-    from objectives.training import Recipe
 
-    n_layers = suggest(trial, SPACE, "n_layers")
-    units = [suggest(trial, SPACE, f"units_{i}") for i in range(n_layers)]
-    activation = suggest(trial, SPACE, "activation")
-    dropout = suggest(trial, SPACE, "dropout")
-    lr = suggest(trial, SPACE, "lr")
-    momentum = suggest(trial, SPACE, "momentum")
-    recipe = Recipe(
-        model=lambda generator: mlp(
-            (64, *units, 10), activation=activation, dropout=dropout, generator=generator
-        ),
-        optimizer=lambda parameters: SGD(parameters, lr=lr, momentum=momentum),
-        batch_size=suggest(trial, SPACE, "batch_size"),
-    )
     return fit(
         trial,
-        recipe,
-        lambda where: [load("digits", device=where, data_dir=data_dir)],
+        task(data_dir=data_dir),
         epochs=epochs,
         device=device,
         seed=seed,
         amp=amp,
         compile=compile,
+    )
+
+
+def task(*, data_dir: str | os.PathLike[str] | None = None) -> Task:
+    """Return what :func:`objective` trains; its argument is the one of the same name there."""
+    from objectives.data import load
+    from objectives.training import Task
+
+    return Task(
+        hyperparameters=_hyperparameters,
+        recipe=_recipe,
+        data=lambda where: [load("digits", device=where, data_dir=data_dir)],
+    )
+
+
+def _hyperparameters(trial: BaseTrial) -> dict[str, Any]:
+    n_layers = suggest(trial, SPACE, "n_layers")
+    units = [f"units_{i}" for i in range(n_layers)]
+    others = ("activation", "dropout", "lr", "momentum", "batch_size")
+    return {
+        "n_layers": n_layers,
+        **{name: suggest(trial, SPACE, name) for name in (*units, *others)},
+    }
+
+
+def _recipe(params: Mapping[str, Any]) -> Recipe:
+    from torch.optim import SGD
+
+    from objectives.nets import mlp
+    from objectives.training import Recipe
+
+    units = [params[f"units_{i}"] for i in range(params["n_layers"])]
+    return Recipe(
+        model=lambda generator: mlp(
+            (64, *units, 10),
+            activation=params["activation"],
+            dropout=params["dropout"],
+            generator=generator,
+        ),
+        optimizer=lambda weights: SGD(weights, lr=params["lr"], momentum=params["momentum"]),
+        batch_size=params["batch_size"],
     )

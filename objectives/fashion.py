@@ -20,6 +20,9 @@ from objectives.space import suggest
 if TYPE_CHECKING:
     import torch
 
+    from objectives.training import Recipe
+    from objectives.training import Task
+
 SPACE: dict[str, BaseDistribution] = {"lr": FloatDistribution(1e-4, 1.0, log=True)}
 """The learning rate of SGD."""
 
@@ -68,27 +71,40 @@ def objective(
     Returns:
         The error on 10,000 validation images; NaN if the training diverged or ran out of memory.
     """
-    from torch.optim import SGD
-
-    from objectives.data import load
-    from objectives.nets import mlp
     from objectives.training import fit
-    from objectives.training import Recipe
 
-    lr = suggest(trial, SPACE, "lr")
-    recipe = Recipe(
-        model=lambda _: mlp((784, 10)),
-        optimizer=lambda parameters: SGD(parameters, lr=lr),
-        batch_size=batch_size,
-    )
     return fit(
         trial,
-        recipe,
-        lambda where: [load("fashion", device=where, data_dir=data_dir)],
+        task(batch_size=batch_size, data_dir=data_dir),
         epochs=epochs,
-        metric="error",
         device=device,
         seed=seed,
         amp=amp,
         compile=compile,
+    )
+
+
+def task(*, batch_size: int = 256, data_dir: str | os.PathLike[str] | None = None) -> Task:
+    """Return what :func:`objective` trains; its arguments are those of the same names there."""
+    from objectives.data import load
+    from objectives.training import Task
+
+    return Task(
+        hyperparameters=lambda trial: {"lr": suggest(trial, SPACE, "lr")},
+        recipe=lambda params: _recipe(params["lr"], batch_size=batch_size),
+        data=lambda where: [load("fashion", device=where, data_dir=data_dir)],
+        metric="error",
+    )
+
+
+def _recipe(lr: float, *, batch_size: int) -> Recipe:
+    from torch.optim import SGD
+
+    from objectives.nets import mlp
+    from objectives.training import Recipe
+
+    return Recipe(
+        model=lambda _: mlp((784, 10)),
+        optimizer=lambda weights: SGD(weights, lr=lr),
+        batch_size=batch_size,
     )

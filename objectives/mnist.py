@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 import os
 from typing import Any
 from typing import TYPE_CHECKING
@@ -16,6 +17,9 @@ from objectives.space import suggest
 
 if TYPE_CHECKING:
     import torch
+
+    from objectives.training import Recipe
+    from objectives.training import Task
 
 SPACE: dict[str, BaseDistribution] = {
     "channels": IntDistribution(4, 32, log=True),
@@ -76,28 +80,41 @@ def objective(
     Returns:
         The accuracy on 5,000 validation images; NaN if the training diverged or ran out of memory.
     """
-    from torch.optim import SGD
-
-    from objectives.data import load
-    from objectives.nets import lenet
     from objectives.training import fit
-    from objectives.training import Recipe
 
-    channels = suggest(trial, SPACE, "channels")
-    hidden = suggest(trial, SPACE, "hidden")
-    settings = {name: suggest(trial, SPACE, name) for name in ("lr", "momentum", "weight_decay")}
-    recipe = Recipe(
-        model=lambda _: lenet(channels=(channels, 2 * channels), hidden=(hidden,)),
-        optimizer=lambda parameters: SGD(parameters, **settings),
-        batch_size=suggest(trial, SPACE, "batch_size"),
-    )
     return fit(
         trial,
-        recipe,
-        lambda where: [load("mnist", device=where, data_dir=data_dir)],
+        task(data_dir=data_dir),
         epochs=epochs,
         device=device,
         seed=seed,
         amp=amp,
         compile=compile,
+    )
+
+
+def task(*, data_dir: str | os.PathLike[str] | None = None) -> Task:
+    """Return what :func:`objective` trains; its argument is the one of the same name there."""
+    from objectives.data import load
+    from objectives.training import Task
+
+    return Task(
+        hyperparameters=lambda trial: {name: suggest(trial, SPACE, name) for name in SPACE},
+        recipe=_recipe,
+        data=lambda where: [load("mnist", device=where, data_dir=data_dir)],
+    )
+
+
+def _recipe(params: Mapping[str, Any]) -> Recipe:
+    from torch.optim import SGD
+
+    from objectives.nets import lenet
+    from objectives.training import Recipe
+
+    channels = params["channels"]
+    settings = {name: params[name] for name in ("lr", "momentum", "weight_decay")}
+    return Recipe(
+        model=lambda _: lenet(channels=(channels, 2 * channels), hidden=(params["hidden"],)),
+        optimizer=lambda weights: SGD(weights, **settings),
+        batch_size=params["batch_size"],
     )

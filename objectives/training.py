@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from collections.abc import Iterable
+from collections.abc import Mapping
 from collections.abc import Sequence
 from dataclasses import dataclass
 import logging
 import math
 import statistics
 import time
+from typing import Any
 from typing import Literal
 
 import optuna
@@ -44,9 +46,11 @@ class Recipe:
         n_parameters:
             To be recorded if it is not what the network has, because it was built in other
             coordinates.
+        max_epochs:
+            Where the training ends even if more epochs are allowed.
 
     Raises:
-        ValueError: If ``batch_size`` is below 1.
+        ValueError: If ``batch_size`` or ``max_epochs`` is below 1.
     """
 
     model: Callable[[torch.Generator], nn.Module]
@@ -54,10 +58,40 @@ class Recipe:
     batch_size: int | None
     passes_per_epoch: int = 1
     n_parameters: int | None = None
+    max_epochs: int | None = None
 
     def __post_init__(self) -> None:
-        if self.batch_size is not None and self.batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, but it is {self.batch_size}.")
+        for name in ("batch_size", "max_epochs"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, but it is {value}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """What the trials of a study train, whichever way they are run.
+
+    Args:
+        hyperparameters:
+            Asks a trial for everything it decides.
+        recipe:
+            Turns that into what to train.
+        data:
+            Gives the data on a device. Several sets (folds) are trained side by side, a network
+            each, and the value is the mean.
+        metric:
+            ``"accuracy"`` (to maximize) or ``"error"`` (to minimize), shares in ``[0, 1]``.
+        best_of:
+            Epochs, in increasing order, of which the best gives the value; the user attribute
+            ``best_epoch`` says which, the first of equals. Training ends with the last of them
+            that is within its epochs. By default the last epoch gives the value.
+    """
+
+    hyperparameters: Callable[[BaseTrial], dict[str, Any]]
+    recipe: Callable[[Mapping[str, Any]], Recipe]
+    data: Callable[[torch.device], Sequence[Data]]
+    metric: Literal["accuracy", "error"] = "accuracy"
+    best_of: Sequence[int] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,12 +111,9 @@ class Evaluation:
 
 def fit(
     trial: BaseTrial,
-    recipe: Recipe,
-    data: Callable[[torch.device], Sequence[Data]],
+    task: Task,
     *,
     epochs: int,
-    best_of: Sequence[int] | None = None,
-    metric: Literal["accuracy", "error"] = "accuracy",
     device: str | torch.device = "auto",
     seed: int = 0,
     amp: bool = False,
@@ -103,20 +134,11 @@ def fit(
 
     Args:
         trial:
-            A running or fixed trial that has already given the parameters of ``recipe``.
-        recipe:
-            What to train.
-        data:
-            Gives the data on a device. Several sets (folds) are trained side by side, a network
-            each, and the value is the mean.
+            A running or fixed trial.
+        task:
+            What to train, and how to measure it.
         epochs:
-            How long to train, at least 1.
-        best_of:
-            Epochs, in increasing order, of which the best gives the value; the user attribute
-            ``best_epoch`` says which, the first of equals. Training ends with the last of them
-            that is not beyond ``epochs``. By default the last epoch gives the value.
-        metric:
-            ``"accuracy"`` (to maximize) or ``"error"`` (to minimize), shares in ``[0, 1]``.
+            How long to train, at least 1; the recipe's ``max_epochs`` may be less.
         device:
             See :func:`resolve_device`.
         seed:
@@ -127,8 +149,8 @@ def fit(
             Whether to ``torch.compile`` the network first, which pays off in long trainings.
 
     Returns:
-        The metric on the validation rows after the last epoch, or the best one of ``best_of``;
-        NaN for a failed trial.
+        The metric on the validation rows after the last epoch, or the best one of the task's
+        ``best_of``; NaN for a failed trial.
 
     Raises:
         optuna.TrialPruned: If the pruner ends the trial.
@@ -137,19 +159,18 @@ def fit(
     """
     if epochs < 1:
         raise ValueError(f"epochs must be at least 1, but it is {epochs}.")
-    if best_of is not None:
-        best_of = [epoch for epoch in best_of if epoch <= epochs]
-        if not best_of:
-            raise ValueError(f"best_of must have an epoch up to {epochs}, but it has none.")
+    recipe = task.recipe(task.hyperparameters(trial))
+    epochs = min(epochs, recipe.max_epochs or epochs)
+    best_of = _up_to(epochs, task.best_of)
     where = resolve_device(device)
     trial.set_user_attr("device", str(where))
     runs: list[Run] = []
     try:
         runs += (
             Run(recipe, part, device=where, seed=seed, amp=amp, compile=compile)
-            for part in data(where)
+            for part in task.data(where)
         )
-        return _train(trial, runs, epochs=epochs, best_of=best_of, metric=metric)
+        return _train(trial, runs, epochs=epochs, best_of=best_of, metric=task.metric)
     except _DivergedError as error:
         reason = str(error)
     except (RuntimeError, MemoryError) as error:
@@ -162,6 +183,15 @@ def fit(
     trial.set_user_attr("reason", reason)
     _logger.warning("Trial %d fails: %s", trial.number, reason)
     return math.nan
+
+
+def _up_to(epochs: int, best_of: Sequence[int] | None) -> Sequence[int] | None:
+    if best_of is None:
+        return None
+    within = [epoch for epoch in best_of if epoch <= epochs]
+    if not within:
+        raise ValueError(f"best_of must have an epoch up to {epochs}, but it has none.")
+    return within
 
 
 class _DivergedError(Exception):

@@ -11,9 +11,13 @@ from typing import TYPE_CHECKING
 
 
 if TYPE_CHECKING:
+    from optuna_ext._replay import replay as replay
+    from optuna_ext.checkpoints import CheckpointError as CheckpointError
+    from optuna_ext.checkpoints import CheckpointStore as CheckpointStore
     from optuna_ext.online.hypergradient import HypergradientAdam as HypergradientAdam
     from optuna_ext.online.hypergradient import HypergradientAdamW as HypergradientAdamW
     from optuna_ext.online.hypergradient import HypergradientSGD as HypergradientSGD
+    from optuna_ext.recovery import Heartbeat as Heartbeat
     from optuna_ext.samplers import ApproximateGradientSampler as ApproximateGradientSampler
     from optuna_ext.samplers import EvolutionarySampler as EvolutionarySampler
     from optuna_ext.samplers import HaltonSampler as HaltonSampler
@@ -22,8 +26,12 @@ if TYPE_CHECKING:
     from optuna_ext.samplers import NelderMeadSampler as NelderMeadSampler
     from optuna_ext.samplers import ParticleSwarmSampler as ParticleSwarmSampler
     from optuna_ext.samplers import PoissonDiskSampler as PoissonDiskSampler
+    from optuna_ext.samplers import (
+        PopulationBasedTrainingSampler as PopulationBasedTrainingSampler,
+    )
     from optuna_ext.samplers import SobolSampler as SobolSampler
     from optuna_ext.samplers import WarmupSampler as WarmupSampler
+    from optuna_ext.schedule import Schedule as Schedule
     from optuna_ext.space import UnitSpace as UnitSpace
     from optuna_ext.storage import open_storage as open_storage
     from optuna_ext.storage import sqlite as sqlite
@@ -32,9 +40,12 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "ApproximateGradientSampler": "optuna_ext.samplers",
+    "CheckpointError": "optuna_ext.checkpoints",
+    "CheckpointStore": "optuna_ext.checkpoints",
     "EvolutionarySampler": "optuna_ext.samplers",
     "HaltonSampler": "optuna_ext.samplers",
     "HammersleySampler": "optuna_ext.samplers",
+    "Heartbeat": "optuna_ext.recovery",
     "HypergradientAdam": "optuna_ext.online.hypergradient",
     "HypergradientAdamW": "optuna_ext.online.hypergradient",
     "HypergradientSGD": "optuna_ext.online.hypergradient",
@@ -42,10 +53,13 @@ _HOMES = {
     "NelderMeadSampler": "optuna_ext.samplers",
     "ParticleSwarmSampler": "optuna_ext.samplers",
     "PoissonDiskSampler": "optuna_ext.samplers",
+    "PopulationBasedTrainingSampler": "optuna_ext.samplers",
+    "Schedule": "optuna_ext.schedule",
     "SobolSampler": "optuna_ext.samplers",
     "UnitSpace": "optuna_ext.space",
     "WarmupSampler": "optuna_ext.samplers",
     "open_storage": "optuna_ext.storage",
+    "replay": "optuna_ext._replay",
     "sqlite": "optuna_ext.storage",
 }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Mapping
 from collections.abc import Sequence
+from dataclasses import dataclass
 import importlib
 import inspect
 import types
@@ -46,6 +47,9 @@ SAMPLERS = {
     "brute-force": "optuna.samplers:BruteForceSampler",
     "partial-fixed": "optuna.samplers:PartialFixedSampler",
 }
+
+# Samplers that come with a pruner of their own: objects with the attributes sampler and pruner.
+PAIRS: dict[str, str] = {}
 
 PRUNERS = {
     "none": "optuna.pruners:NopPruner",
@@ -114,27 +118,65 @@ def make_sampler(
         UserError: If the name or an argument is wrong, or the sampler's package is not installed.
     """
     cls = _load_class("sampler", name, SAMPLERS, BaseSampler)
-    given = dict(arguments or {})
-    for key in _NESTED_SAMPLERS & given.keys():
-        if isinstance(given[key], str):
-            given[key] = make_sampler(
-                given[key],
-                seed=seed,
-                stream=stream,
-                n_trials=n_trials,
-                search_space=search_space,
-            )
-    if name in _NEED_FINITE_SPACE and "search_space" not in given and search_space is not None:
-        _refuse_continuous(name, search_space)
-    accepted = inspect.signature(cls).parameters
-    if "seed" in accepted and seed is not None:
-        given.setdefault("seed", _stream_seed(cls, seed, stream))
-    if "n_points" in accepted and n_trials is not None and given.get("radius") is None:
-        given.setdefault("n_points", n_trials)
-    if "search_space" in accepted and search_space is not None and "search_space" not in given:
-        given["search_space"] = _grid(search_space) if name == "grid" else dict(search_space)
-    sampler: BaseSampler = _build("sampler", name, cls, given)
+    about = _About(seed=seed, stream=stream, n_trials=n_trials, search_space=search_space)
+    sampler: BaseSampler = _build("sampler", name, cls, about.fill(name, cls, arguments or {}))
     return sampler
+
+
+def make_pair(
+    name: str,
+    *,
+    arguments: Mapping[str, Any] | None = None,
+    seed: int | None = None,
+    stream: int = 0,
+    n_trials: int | None = None,
+    search_space: Mapping[str, BaseDistribution] | None = None,
+) -> tuple[BaseSampler, BasePruner]:
+    """Build a sampler and the pruner that belongs to it.
+
+    Args:
+        name: A key of :data:`PAIRS`.
+        arguments: As for :func:`make_sampler`.
+        seed: As for :func:`make_sampler`.
+        stream: As for :func:`make_sampler`.
+        n_trials: As for :func:`make_sampler`.
+        search_space: As for :func:`make_sampler`.
+
+    Raises:
+        UserError: If an argument is wrong.
+    """
+    cls = _load_class("sampler", name, PAIRS, object)
+    about = _About(seed=seed, stream=stream, n_trials=n_trials, search_space=search_space)
+    pair = _build("sampler", name, cls, about.fill(name, cls, arguments or {}))
+    return pair.sampler, pair.pruner
+
+
+@dataclass(frozen=True, kw_only=True)
+class _About:
+    """What fills in the arguments that the user leaves out."""
+
+    seed: int | None
+    stream: int
+    n_trials: int | None
+    search_space: Mapping[str, BaseDistribution] | None
+
+    def fill(self, name: str, cls: type, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        given = dict(arguments)
+        for key in _NESTED_SAMPLERS & given.keys():
+            if isinstance(given[key], str):
+                given[key] = make_sampler(given[key], **vars(self))
+        accepted = inspect.signature(cls).parameters
+        if "seed" in accepted and self.seed is not None:
+            given.setdefault("seed", _stream_seed(cls, self.seed, self.stream))
+        if "n_points" in accepted and self.n_trials is not None and given.get("radius") is None:
+            given.setdefault("n_points", self.n_trials)
+        if self.search_space is not None and "search_space" not in given:
+            if name in _NEED_FINITE_SPACE:
+                _refuse_continuous(name, self.search_space)
+            if "search_space" in accepted:
+                space = self.search_space
+                given["search_space"] = _grid(space) if name == "grid" else dict(space)
+        return given
 
 
 def make_pruner(name: str, *, arguments: Mapping[str, Any] | None = None) -> BasePruner:
@@ -185,7 +227,8 @@ def parse_assignments(option: str, texts: Sequence[str]) -> dict[str, Any]:
 
 def _load_class(kind: str, name: str, known: Mapping[str, str], base: type) -> type[Any]:
     if name not in known and ":" not in name:
-        raise unknown(kind, name, [*known, "module:Class"])
+        pairs = PAIRS if kind == "sampler" else ()
+        raise unknown(kind, name, [*known, *pairs, "module:Class"])
     module_name, _, class_name = known.get(name, name).partition(":")
     try:
         cls = getattr(importlib.import_module(module_name), class_name)

@@ -31,6 +31,7 @@ from studies._objective import find_objective
 from studies._objective import Objective
 from studies._options import option_parameters
 from studies._options import Options
+from studies._outage import tolerant
 from studies._plan import design_size
 from studies._plan import make_plan
 from studies._plan import open_study
@@ -138,7 +139,9 @@ def run_plan(plan: Plan, *, as_json: bool) -> int:
             stream=1024 * len(study.get_trials(deepcopy=False)),
             deadline=None if plan.timeout is None else time.time() + plan.timeout,
         )
-        tickets = Tickets(study, storage, location=job.storage, total=job.trials)
+        tickets = Tickets(
+            study, storage, location=job.storage, total=job.trials, retries=job.retries
+        )
         tickets.fail_orphans()
         # What an objective prints must not end up in the JSON.
         quiet = contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext()
@@ -181,8 +184,9 @@ def _run(
             jobs,
             interrupt=interrupt,
             say=progress.say,
-            look=progress.update,
-            after_death=tickets.fail_orphans,
+            look=tolerant(progress.update),
+            after_death=tolerant(tickets.fail_orphans),
+            n_done=lambda: progress.n_done,
         )
 
 

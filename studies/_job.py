@@ -21,15 +21,14 @@ from sqlalchemy.pool import NullPool
 
 from optuna_ext import open_storage
 from optuna_ext.storage import parse_storage
+from studies._catalog import make_pair
 from studies._catalog import make_pruner
 from studies._catalog import make_sampler
+from studies._catalog import PAIRS
 from studies._catalog import parse_assignments
 from studies._errors import UserError
 from studies._objective import find_objective
 from studies._objective import Objective
-
-
-_HEARTBEAT = 60  # seconds; only servers need it, whose workers may be on other machines
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,13 +41,14 @@ class Job:
         directions: One per value of the objective.
         storage: Path or URL.
         study: Name of the study.
-        sampler: Short name or ``module:Class``.
+        sampler: Short name, also of a pair of sampler and pruner, or ``module:Class``.
         sampler_arg: ``key=value`` texts.
         pruner: Short name or ``module:Class``.
         pruner_arg: ``key=value`` texts.
         trials: How many finished trials the study shall have.
         design_size: Points of a finite design; stays what it was when the study grows.
         seed: Seed of the sampler.
+        retries: How often a trial is repeated that was cut short and got no further.
         stream: Tells apart the random numbers of processes with the same seed.
         deadline: Unix time from which on no trial starts.
     """
@@ -65,6 +65,7 @@ class Job:
     trials: int
     design_size: int
     seed: int | None = None
+    retries: int = 0
     stream: int = 0
     deadline: float | None = None
 
@@ -85,15 +86,21 @@ class Job:
         Raises:
             UserError: If a name or an argument of them is wrong.
         """
-        sampler = make_sampler(
-            self.sampler,
-            arguments=parse_assignments("--sampler-arg", self.sampler_arg),
-            seed=self.seed,
-            stream=self.stream,
-            n_trials=self.design_size,
-            search_space=objective.space,
-        )
+        about: dict[str, Any] = {
+            "arguments": parse_assignments("--sampler-arg", self.sampler_arg),
+            "seed": self.seed,
+            "stream": self.stream,
+            "n_trials": self.design_size,
+            "search_space": objective.space,
+        }
         pruner_arguments = parse_assignments("--pruner-arg", self.pruner_arg)
+        if self.sampler in PAIRS:
+            if self.pruner != "none":
+                raise UserError(
+                    f"sampler {self.sampler!r} brings its own pruner: leave out --pruner"
+                )
+            return make_pair(self.sampler, **about)
+        sampler = make_sampler(self.sampler, **about)
         return sampler, make_pruner(self.pruner, arguments=pruner_arguments)
 
     def load(self, storage: BaseStorage) -> tuple[Study, Objective]:
@@ -112,9 +119,8 @@ def connect(storage: str) -> BaseStorage:
     Raises:
         UserError: If that is not possible.
     """
-    on_server = storage.startswith(("postgresql", "mysql"))
     try:
-        return open_storage(storage, heartbeat=_HEARTBEAT if on_server else None)
+        return open_storage(storage)
     except (ValueError, OSError, ImportError) as error:
         raise UserError(f"--storage: {error}") from error
 

@@ -75,6 +75,15 @@ class Options:
             panel="Run",
         ),
     ] = None
+    retries: Annotated[
+        int | None,
+        _option(
+            "Times that a trial is repeated which was killed or interrupted and got no further. "
+            "(default: 3 with checkpoints, else 0)",
+            panel="Run",
+            least=0,
+        ),
+    ] = None
     storage: Annotated[
         str | None,
         _option("File or URL. (default: runs/NAME.db)", panel="Run"),
@@ -87,6 +96,10 @@ class Options:
     epochs: Annotated[
         int | None,
         _option("Epochs per trial. (default: the objective's)", panel="Training", least=1),
+    ] = None
+    checkpoints: Annotated[
+        str | None,
+        _option("Directory or s3:// URL where trials keep how far they are.", panel="Training"),
     ] = None
     data_dir: Annotated[
         Path | None,

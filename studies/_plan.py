@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from collections.abc import Sequence
 from dataclasses import dataclass
 import json
-import os
 from pathlib import Path
 import re
 from typing import Any
@@ -23,16 +22,18 @@ from studies._job import connect
 from studies._job import connect_to_read
 from studies._job import Job
 from studies._job import storage_file
+from studies._locks import study_lock
 from studies._objective import Objective
 from studies._options import Options
 from studies._report import check_figure
-from studies._tickets import storage_lock
+from studies._tickets import n_begun
 
 
 _OBJECTIVE = "objective"  # user attributes of a study
 _ARGUMENTS = "arguments"
 _DESIGN_SIZE = "design_size"
 _RUNS = Path("runs")
+_RETRIES = 3  # with checkpoints: what made a trial's process die may not be the trial
 _NAME_LENGTH = 60  # characters, which are four bytes each at most; file systems allow 255
 
 
@@ -102,6 +103,7 @@ def make_plan(
         trials=options.trials,
         design_size=options.trials,
         seed=options.seed,
+        retries=_retries(options, arguments),
     )
     job.sampler_and_pruner(objective)
     if file is None or file.exists():
@@ -126,10 +128,8 @@ def open_study(plan: Plan) -> tuple[Study, BaseStorage]:
     file = storage_file(job.storage)
     if file is not None and file.parent == _RUNS:
         _RUNS.mkdir(exist_ok=True)
-    elif file is not None and not os.access(file.parent, os.W_OK):
-        connect(job.storage)  # which says what is wrong
-    with storage_lock(job.storage):
-        storage = connect(job.storage)
+    storage = connect(job.storage)
+    with study_lock(job.storage, storage, job.study):
         study = _find_study(storage, job, plan.objective)
         if study is None:
             study = optuna.create_study(
@@ -145,8 +145,7 @@ def open_study(plan: Plan) -> tuple[Study, BaseStorage]:
         for key, value in about.items():
             if key not in study.user_attrs:
                 study.set_user_attr(key, value)
-        trials = study.get_trials(deepcopy=False)
-        if sum(t.state != optuna.trial.TrialState.WAITING for t in trials) < job.trials:
+        if n_begun(study.get_trials(deepcopy=False)) < job.trials:
             for point in plan.points:
                 study.enqueue_trial(point, skip_if_exists=True)
     return study, storage
@@ -160,6 +159,7 @@ def design_size(study: Study) -> int:
 def _training_arguments(options: Options, objective: Objective) -> dict[str, Any]:
     said = {
         "epochs": options.epochs,
+        "checkpoints": options.checkpoints,
         "data_dir": None if options.data_dir is None else str(options.data_dir),
         "amp": options.amp or None,
         "compile": options.compile or None,
@@ -172,6 +172,12 @@ def _training_arguments(options: Options, objective: Objective) -> dict[str, Any
     if options.seed is not None and "seed" in objective.keywords():
         arguments["seed"] = options.seed
     return arguments
+
+
+def _retries(options: Options, arguments: Mapping[str, Any]) -> int:
+    if options.retries is not None:
+        return options.retries
+    return _RETRIES if arguments.get("checkpoints") is not None else 0
 
 
 def _check_json(arguments: Mapping[str, Any]) -> None:

@@ -17,6 +17,8 @@ from rich.progress import Progress
 from rich.progress import TextColumn
 from rich.table import Column
 
+from studies._tickets import settled
+
 
 _STATES = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL, TrialState.RUNNING)
 _LOOK_EVERY = 0.1  # seconds between two looks into the storage, which costs as much as a trial
@@ -39,10 +41,10 @@ class StudyProgress:
         self._started = time.monotonic()
         self._next_line = self._started + _LINE_EVERY
         self._next_look = self._started
-        finished = [t.number for t in self._trials() if t.state.is_finished()]
-        self.n_before = len(finished)
-        self._known = set(finished)
-        self.failures: list[FrozenTrial] = []
+        trials = self._trials()
+        self._known = {t.number for t in trials if t.state.is_finished()}
+        self._before = {t.number for t in settled(trials)}
+        self._new: list[FrozenTrial] = []
         self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=12),
@@ -73,9 +75,24 @@ class StudyProgress:
         self._bar.stop()
 
     @property
+    def n_before(self) -> int:
+        """How many trials were settled at the start."""
+        return len(self._before)
+
+    @property
     def n_new(self) -> int:
-        """How many trials have finished since the start."""
-        return len(self._known) - self.n_before
+        """How many trials were settled since the start."""
+        return len(self._new)
+
+    @property
+    def n_done(self) -> int:
+        """How many of the new ones came to their end."""
+        return self.n_new - len(self.failures)
+
+    @property
+    def failures(self) -> list[FrozenTrial]:
+        """Those of the new ones that failed."""
+        return [trial for trial in self._new if trial.state == TrialState.FAIL]
 
     def say(self, text: str) -> None:
         """Print a line above the bar."""
@@ -92,15 +109,19 @@ class StudyProgress:
             if trial.state.is_finished() and trial.number not in self._known:
                 self._known.add(trial.number)
                 if trial.state == TrialState.FAIL:
-                    self.failures.append(trial)
                     self.say(f"trial {trial.number} failed: {failure_reason(trial)}")
+        self._new = [trial for trial in settled(trials) if trial.number not in self._before]
         status = self._status(trials)
-        self._bar.update(self._task, completed=len(self._known), status=status)
+        self._bar.update(self._task, completed=self._n_settled, status=status)
         # The line of a complete study is left to the last look, or it would come twice.
-        due = len(self._known) < self._total and now > self._next_line
+        due = self._n_settled < self._total and now > self._next_line
         if not self._console.is_terminal and (last or due):
             self._next_line = now + _LINE_EVERY
-            self.say(f"{len(self._known)}/{self._total} trials  {status}".rstrip())
+            self.say(f"{self._n_settled}/{self._total} trials  {status}".rstrip())
+
+    @property
+    def _n_settled(self) -> int:
+        return self.n_before + self.n_new
 
     def _trials(self) -> list[FrozenTrial]:
         return self._study.get_trials(deepcopy=False)
@@ -110,7 +131,7 @@ class StudyProgress:
         minutes = (time.monotonic() - self._started) / 60
         if self.n_new:
             parts.append(f"{self.n_new / minutes:.3g} trials/min")
-            left = max(0, self._total - len(self._known))
+            left = max(0, self._total - self._n_settled)
             parts.append(f"{_duration(60 * minutes / self.n_new * left)} left" if left else "done")
         counts = Counter(trial.state for trial in trials)
         parts.append(", ".join(f"{counts[s]} {s.name.lower()}" for s in _STATES if counts[s]))

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from collections.abc import Iterator
 from collections.abc import Sequence
+import contextlib
 from contextlib import contextmanager
 import logging
 import math
@@ -24,10 +25,15 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial
 from optuna.trial import Trial
 
+from studies._errors import UserError
 from studies._interrupt import Interrupt
 from studies._job import connect
 from studies._job import Job
 from studies._logs import quiet_optuna
+from studies._outage import is_outage
+from studies._outage import Outage
+from studies._outage import tolerant
+from studies._tickets import INTERRUPTED
 from studies._tickets import Tickets
 
 
@@ -43,10 +49,15 @@ def run_trials(
         job: What to run.
         interrupt: Listens for signals.
         after_trial: Called after every trial.
+
+    Raises:
+        UserError: If the storage stays out of reach.
     """
     storage = connect(job.storage)
     study, objective = job.load(storage)
-    tickets = Tickets(study, storage, location=job.storage, total=job.trials)
+    tickets = Tickets(study, storage, location=job.storage, total=job.trials, retries=job.retries)
+    tickets.sign_trials()
+    outage = Outage(interrupt)
 
     def may_start() -> bool:
         in_time = job.deadline is None or time.time() < job.deadline
@@ -57,7 +68,6 @@ def run_trials(
         return may
 
     def run_trial(trial: Trial) -> Any:
-        tickets.started(trial)
         with _reason_of_failure(trial):
             with interrupt.raising():
                 value = objective.function(trial, **job.arguments)
@@ -66,18 +76,42 @@ def run_trials(
 
     def go_on(study: Study, trial: FrozenTrial) -> None:
         del trial
+        outage.is_over()
         after_trial()
         if not may_start():
             study.stop()
 
-    if may_start():
-        try:
+    def run() -> None:
+        if may_start():
             study.optimize(run_trial, catch=(Exception,), callbacks=[go_on])
+
+    _until_done(run, interrupt=interrupt, outage=outage, tickets=tickets)
+
+
+def _until_done(
+    run: Callable[[], None], *, interrupt: Interrupt, outage: Outage, tickets: Tickets
+) -> None:
+    """Run again while the storage is out of reach, or when others have given a trial up."""
+    while interrupt.signum is None:
+        try:
+            run()
+            return
         except KeyboardInterrupt:
             if interrupt.signum is None:  # raised by the objective itself
                 interrupt.signum = signal.SIGINT
+        except (Exception, _OutageError) as error:  # noqa: BLE001 - raised again by wait
+            given_up = False
+            with contextlib.suppress(Exception):
+                given_up = not is_outage(error) and tickets.was_given_up()
+            if not given_up:
+                outage.wait(error)
         finally:
-            tickets.give_back()
+            tolerant(tickets.give_back)()
+            tickets.ended()
+
+
+class _OutageError(BaseException):
+    """The storage failed in the objective; not for Optuna, which would tell the trial's end."""
 
 
 @contextmanager
@@ -88,12 +122,14 @@ def _reason_of_failure(trial: Trial) -> Iterator[None]:
     except optuna.TrialPruned:
         raise
     except KeyboardInterrupt:
-        trial.set_user_attr("reason", "interrupted")
+        trial.set_user_attr("reason", INTERRUPTED)
         raise
     except _InvalidValueError as error:
         trial.set_user_attr("reason", str(error)[:_REASON_LENGTH])
         raise
     except (Exception, SystemExit) as error:
+        if is_outage(error):
+            raise _OutageError from error
         text = f"{type(error).__name__}: {' '.join(str(error).split())}"
         trial.set_user_attr("reason", text[:_REASON_LENGTH])
         if isinstance(error, SystemExit):  # with which Optuna would leave the trial running
@@ -136,7 +172,11 @@ def _work() -> int:
         job = Job.from_json(sys.stdin.readline())
         threading.Thread(target=_stop_with_parent, daemon=True).start()
         with quiet_optuna(logging.StreamHandler()):
-            run_trials(job, interrupt=interrupt)
+            try:
+                run_trials(job, interrupt=interrupt)
+            except UserError as error:
+                sys.stderr.write(f"error: {error}\n")
+                return 2
     return interrupt.exit_code
 
 

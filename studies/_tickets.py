@@ -1,41 +1,56 @@
 """Who may start a trial, so that a study ends with exactly the trials it shall have.
 
-A trial is *finished* when it is complete, pruned or failed. A process that wants to start one
-takes the study's lock, counts the finished and the running ones, and starts its own before it
-lets the lock go. So the sum is exact with any number of processes and terminals on one machine.
-Machines that share a database server do not see each other's lock: they can start one trial each
-too many.
+A trial is *settled* when it is complete, pruned or failed, and no other repeats it. A process that
+wants to start one takes the study's lock, counts the settled and the running ones, and starts its
+own before it lets the lock go. So the sum is exact with any number of processes and terminals on
+one machine, and of machines that share a database server. Machines that share a journal on a
+network file system or a gRPC proxy do not see each other's lock: they can start one trial each too
+many.
 
 Every trial names its process in the user attribute ``process``. A running trial whose process is
-dead was cut short by a kill or a power cut: it becomes a failed one, and so counts as finished.
-Running trials of other programs, of other machines and of other containers are left alone.
+dead was cut short by a kill or a power cut: it becomes a failed one. Whether a process of another
+machine is dead is told by the trial's heartbeat. Running trials of other programs are left alone.
+
+A trial that was cut short, be it so or by Ctrl-C, is enqueued again if it has retries left.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from collections.abc import Sequence
-import getpass
-import hashlib
+import contextlib
+import functools
+import math
 import os
-from pathlib import Path
 import socket
-import tempfile
+from typing import Any
 
-from filelock import FileLock
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.samplers import GridSampler
 from optuna.storages import BaseStorage
 from optuna.study import Study
 from optuna.trial import FrozenTrial
-from optuna.trial import Trial
 from optuna.trial import TrialState
 import psutil
 
+from optuna_ext.recovery import beating
+from optuna_ext.recovery import has_retries
+from optuna_ext.recovery import HEARTBEAT
+from optuna_ext.recovery import retry
+from optuna_ext.recovery import superseded
+from optuna_ext.recovery import Watch
 from studies._job import storage_file
+from studies._locks import study_lock
 
+
+INTERRUPTED = "interrupted"  # reasons of failures that are not the trial's own
+_KILLED = "its process was killed"
+_CUT_OFF = "its storage was out of reach"
 
 _PROCESS = "process"
+_REASON = "reason"
 _STARTING = "starting"  # of the study: the number of the trial that is being started
-_POLL = 0.005  # seconds between two looks at the lock
+_HEARTBEAT = 60.0  # seconds; only storages need it whose workers may be on other machines
 _CLOCK_SLACK = 2.0  # seconds by which the start of a process may seem to move with the clock
 
 
@@ -46,53 +61,96 @@ class Tickets:
         study: The study.
         storage: Its storage.
         location: Path or URL of the storage.
-        total: How many finished trials it shall have.
+        total: How many settled trials it shall have.
+        retries: How often a trial is repeated that was cut short and got no further.
     """
 
-    def __init__(self, study: Study, storage: BaseStorage, *, location: str, total: int) -> None:
+    def __init__(
+        self, study: Study, storage: BaseStorage, *, location: str, total: int, retries: int = 0
+    ) -> None:
         self._study = study
         self._storage = storage
         self._total = total
-        self._lock = storage_lock(location)
+        self._retries = retries
+        self._lock = study_lock(location, storage, study.study_name)
+        self._watch = None if _is_local(location) else Watch(interval=_HEARTBEAT)
         self._starting = False
+        self._current: int | None = None  # number of the trial that this process runs
+        self._heart = contextlib.ExitStack()
+
+    def sign_trials(self) -> None:
+        """Sign every trial of this process as it begins, before its sampler's own hook.
+
+        A sampler's hook may wait for other trials, whose processes must not wait for the lock.
+        """
+        sampler: Any = self._study.sampler
+        before_trial = sampler.before_trial
+
+        @functools.wraps(before_trial)
+        def sign_before_trial(study: Study, trial: FrozenTrial) -> None:
+            if self._starting:
+                self._started(trial.number)
+            before_trial(study, trial)
+
+        sampler.before_trial = sign_before_trial
 
     def take(self) -> bool:
         """Wait for the lock and return whether a trial may start.
 
-        If so, the lock is kept until ``started`` or ``give_back``.
+        If so, the lock is kept until the trial has begun, or until ``give_back``.
         """
+        self.ended()
         self._lock.acquire()
         try:
-            trials = self._study.get_trials(deepcopy=False)
-            self._fail_orphans(trials)  # which count before and after
+            trials = self._take_care_of_orphans()  # which count before and after
             self._starting = self._has_room(trials)
         finally:
             if not self._starting:
                 self._lock.release()
         return self._starting
 
-    def started(self, trial: Trial) -> None:
-        """Note whose trial it is, and let the next process have its turn."""
-        trial.set_user_attr(_PROCESS, _this_process())
-        self._starting = False
-        self._lock.release()
+    def ended(self) -> None:
+        """Note that the trial of this process runs no more."""
+        self._heart.close()
+        self._current = None
 
     def give_back(self) -> None:
         """Let the lock go if it is held for a trial that did not start."""
         if self._starting:
-            self._study.set_user_attr(_STARTING, None)
             self._starting = False
-            self._lock.release()
+            try:
+                self._study.set_user_attr(_STARTING, None)
+            finally:
+                self._lock.release()
 
     def fail_orphans(self) -> None:
-        """Mark running trials whose process is dead as failed."""
+        """Mark running trials whose process is dead as failed, and repeat what was cut short."""
         with self._lock:
-            self._fail_orphans(self._study.get_trials(deepcopy=False))
+            self._take_care_of_orphans()
+
+    def was_given_up(self) -> bool:
+        """Whether others have marked the trial as failed that this process runs."""
+        if self._current is None:
+            return False
+        return self._study.get_trials(deepcopy=False)[self._current].state == TrialState.FAIL
+
+    def _started(self, number: int) -> None:
+        """Note whose trial it is, and let the next process have its turn."""
+        write = self._write_to(number)
+        write(_PROCESS, _this_process())
+        self._current = number
+        self._starting = False
+        self._lock.release()
+        if self._watch is not None:
+            beat = functools.partial(write, HEARTBEAT)
+            self._heart.enter_context(
+                beating(beat, interval=_HEARTBEAT, after_beat=self.fail_orphans)
+            )
 
     def _has_room(self, trials: Sequence[FrozenTrial]) -> bool:
-        waiting = [t.number for t in trials if t.state == TrialState.WAITING]
-        if len(trials) - len(waiting) >= self._total or self._is_grid_exhausted():
+        if n_begun(trials) >= self._total or self._is_grid_exhausted():
             return False
+        waiting = (t.number for t in trials if t.state == TrialState.WAITING)
         self._study.set_user_attr(_STARTING, min(waiting, default=len(trials)))
         return True
 
@@ -100,33 +158,74 @@ class Tickets:
         sampler = self._study.sampler
         return isinstance(sampler, GridSampler) and sampler.is_exhausted(self._study)
 
-    def _fail_orphans(self, trials: Sequence[FrozenTrial]) -> None:
-        for trial in trials:
-            if trial.state == TrialState.RUNNING and self._is_orphan(trial):
-                study_id = self._storage.get_study_id_from_name(self._study.study_name)
-                trial_id = self._storage.get_trial_id_from_study_id_trial_number(
-                    study_id, trial.number
-                )
-                self._storage.set_trial_user_attr(trial_id, "reason", "its process was killed")
-                self._storage.set_trial_state_values(trial_id, TrialState.FAIL)
+    def _take_care_of_orphans(self) -> list[FrozenTrial]:
+        """Fail them and repeat what was cut short; return the trials as they are then."""
+        trials = self._study.get_trials(deepcopy=False)
+        running = [t for t in trials if t.state == TrialState.RUNNING]
+        silent = {t.number for t in self._silent(running)}
+        fates = {t.number: self._fate(t, is_silent=t.number in silent) for t in running}
+        orphans = {number: reason for number, reason in fates.items() if reason is not None}
+        for number, reason in orphans.items():
+            with contextlib.suppress(UpdateFinishedTrialError):  # it was silent, but lived
+                self._write_to(number)(_REASON, reason)
+                self._storage.set_trial_state_values(self._trial_id(number), TrialState.FAIL)
+        if orphans:
+            trials = self._study.get_trials(deepcopy=False)
+        # Also trials of a process that died between these two steps.
+        repeated = [t for t in trials if self._is_to_be_repeated(t, trials)]
+        for trial in repeated:
+            retry(self._study, trial, forget=(_PROCESS, _REASON))
+        return self._study.get_trials(deepcopy=False) if repeated else trials
 
-    def _is_orphan(self, trial: FrozenTrial) -> bool:
+    def _silent(self, running: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+        if self._watch is None:
+            return []
+        return self._watch.silent(t for t in running if HEARTBEAT in t.user_attrs)
+
+    def _fate(self, trial: FrozenTrial, *, is_silent: bool) -> str | None:
+        """Return why a running trial is one no more; None if it is."""
+        if trial.number == self._current:
+            return None
         process = trial.user_attrs.get(_PROCESS)
+        if process == _this_process():
+            return _CUT_OFF
         if process is not None:
-            return _is_dead(process)
+            return _KILLED if is_silent or _is_dead(process) else None
         # Killed between the start of a trial and its signature: whoever does that holds the lock,
         # which is ours now. Other programs' trials have no signature either, but other numbers.
-        return bool(trial.number == self._study.user_attrs.get(_STARTING))
+        return _KILLED if trial.number == self._study.user_attrs.get(_STARTING) else None
+
+    def _is_to_be_repeated(self, trial: FrozenTrial, trials: Sequence[FrozenTrial]) -> bool:
+        reason = trial.user_attrs.get(_REASON)
+        if trial.state != TrialState.FAIL or reason not in (INTERRUPTED, _KILLED, _CUT_OFF):
+            return False
+        if not self._retries or trial.number in superseded(trials):
+            return False
+        is_innocent = reason == INTERRUPTED
+        return has_retries(trials, trial, math.inf if is_innocent else self._retries)
+
+    def _write_to(self, number: int) -> Callable[[str, Any], None]:
+        return functools.partial(self._storage.set_trial_user_attr, self._trial_id(number))
+
+    def _trial_id(self, number: int) -> int:
+        study_id = self._storage.get_study_id_from_name(self._study.study_name)
+        return self._storage.get_trial_id_from_study_id_trial_number(study_id, number)
 
 
-def storage_lock(location: str) -> FileLock:
-    """Return the lock that the processes of this machine share for a storage."""
-    file = storage_file(location)
-    if file is not None:
-        return FileLock(file.absolute().with_name(file.name + "-lock"), poll_interval=_POLL)
-    digest = hashlib.sha256(location.encode()).hexdigest()[:16]
-    name = f"optuna-ext-{getpass.getuser()}-{digest}.lock"
-    return FileLock(Path(tempfile.gettempdir(), name), poll_interval=_POLL)
+def n_begun(trials: Sequence[FrozenTrial]) -> int:
+    """Return how many trials have begun, not counting those that others repeat."""
+    return sum(t.state != TrialState.WAITING for t in trials) - len(superseded(trials))
+
+
+def settled(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+    """Return the finished trials that no other repeats: those that ``--trials`` counts."""
+    repeated = superseded(trials)
+    return [t for t in trials if t.state.is_finished() and t.number not in repeated]
+
+
+def _is_local(location: str) -> bool:
+    """Whether only processes of this machine can use the storage: SQLite needs a local disk."""
+    return storage_file(location) is not None and not location.startswith("journal:")
 
 
 def _this_process() -> str:

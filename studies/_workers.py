@@ -18,7 +18,7 @@ from studies._interrupt import Interrupt
 from studies._job import Job
 
 
-_RESTARTS = 3  # of each worker
+_RESTARTS = 3  # of each worker, while no trial comes to its end
 _LOOK_EVERY = 0.2  # seconds
 _PATIENCE = 30.0  # seconds until a worker that does not stop is killed
 
@@ -30,10 +30,11 @@ def run_workers(
     say: Callable[[str], None],
     look: Callable[[], None],
     after_death: Callable[[], None],
+    n_done: Callable[[], int],
 ) -> None:
     """Run one process per job until all are done.
 
-    A process that dies is started again, a bounded number of times.
+    A process that dies is started again, but not without end if no trial comes to its end.
 
     Args:
         jobs: What to run; they differ in their device and their random numbers.
@@ -41,6 +42,7 @@ def run_workers(
         say: Prints a line.
         look: Called several times a second.
         after_death: Called when a process has died, before its successor starts.
+        n_done: Tells how many trials have come to their end.
     """
     workers = [_Worker(i, job, n_workers=len(jobs), say=say) for i, job in enumerate(jobs)]
     try:
@@ -51,7 +53,7 @@ def run_workers(
             for worker in workers:
                 if worker.has_died():
                     after_death()
-                    worker.restart()
+                    worker.restart(n_done())
             look()
     finally:
         _end(workers)
@@ -77,6 +79,7 @@ class _Worker:
         self._n_workers = n_workers
         self._say = say
         self._n_starts = 0
+        self._deaths_since = (0, 0)  # how often it died, since how many trials were done
         self._is_given_up = False
         self._process: subprocess.Popen[str] | None = None
         self._reader: threading.Thread | None = None
@@ -113,11 +116,13 @@ class _Worker:
             and not self._is_given_up
         )
 
-    def restart(self) -> None:
+    def restart(self, n_done: int) -> None:
         cause = _cause(self._process.returncode if self._process else 0)
-        if self._n_starts > _RESTARTS:
+        n_deaths, since = self._deaths_since
+        self._deaths_since = (n_deaths + 1 if n_done == since else 1, n_done)
+        if self._deaths_since[0] > _RESTARTS:
             self._is_given_up = True
-            self._say(f"worker {self._number} {cause}, and is not started a fifth time")
+            self._say(f"worker {self._number} {cause} too often, and is not started again")
         else:
             self._say(f"worker {self._number} {cause}: starting it again")
             self.close(time.monotonic())

@@ -6,6 +6,7 @@ from optuna_ext.samplers._latin_hypercube import LatinHypercubeSampler
 from optuna_ext.samplers._nelder_mead import NelderMeadSampler
 from optuna_ext.samplers._particle_swarm import ParticleSwarmSampler
 from optuna_ext.samplers._poisson_disk import PoissonDiskSampler
+from optuna_ext.samplers._population_based_training import PopulationBasedTrainingSampler
 from optuna_ext.samplers._sobol import SobolSampler
 from optuna_ext.samplers._warmup import WarmupSampler
 
@@ -19,6 +20,7 @@ __all__ = [
     "NelderMeadSampler",
     "ParticleSwarmSampler",
     "PoissonDiskSampler",
+    "PopulationBasedTrainingSampler",
     "SobolSampler",
     "WarmupSampler",
 ]

@@ -5,8 +5,6 @@ from typing import Literal
 from typing import TYPE_CHECKING
 
 import numpy as np
-from optuna.distributions import FloatDistribution
-from optuna.distributions import IntDistribution
 from optuna.samplers.nsgaii import BaseCrossover
 
 from optuna_ext._checks import check_int
@@ -14,12 +12,12 @@ from optuna_ext.moves import evolution
 from optuna_ext.moves.selection import Selection
 from optuna_ext.moves.selection import SELECTIONS
 from optuna_ext.moves.variation import Mutation
-from optuna_ext.moves.variation import Scale
 from optuna_ext.moves.variation import uniform_crossover
 from optuna_ext.points._checks import LAST
 from optuna_ext.samplers import _host
 from optuna_ext.samplers._history import FailedTrials
 from optuna_ext.samplers._history import HistorySampler
+from optuna_ext.samplers._snap import scale_of
 from optuna_ext.space import from_unit
 from optuna_ext.space import to_unit
 
@@ -203,7 +201,7 @@ class EvolutionarySampler(HistorySampler):
             self._survivors(history, number),
             breeding=breeding,
             scales=tuple(
-                _scale(distribution) if ordered else None
+                scale_of(distribution) if ordered else None
                 for distribution, ordered in zip(distributions, history.ordered, strict=True)
             ),
             snap=lambda column, u: to_unit(
@@ -244,15 +242,6 @@ def _reflected(row: np.ndarray) -> np.ndarray:
     """Return the row with coordinates beyond an end of [0, 1] mirrored there."""
     mirrored: np.ndarray = np.minimum(abs((row + 1) % 2 - 1), LAST)
     return mirrored
-
-
-def _scale(distribution: BaseDistribution) -> Scale:
-    """Return the values at both ends of an ordered column, bins and all (see UnitSpace)."""
-    if not isinstance(distribution, FloatDistribution | IntDistribution):
-        return Scale(low=0.0, high=1.0, log=False, positive=False)  # choices in order
-    low, high = distribution.low, distribution.high
-    half_bin = (distribution.step or 0) / 2
-    return Scale(low=low - half_bin, high=high + half_bin, log=distribution.log, positive=low > 0)
 
 
 def _selection(selection: str | Selection) -> Selection:

@@ -6,6 +6,9 @@ import hashlib
 from typing import Any
 from typing import TYPE_CHECKING
 
+import optuna
+from optuna.trial import TrialState
+
 
 if TYPE_CHECKING:
     from collections.abc import Container
@@ -13,7 +16,6 @@ if TYPE_CHECKING:
     from optuna.storages import BaseStorage
     from optuna.study import Study
     from optuna.trial import FrozenTrial
-    from optuna.trial import TrialState
 
 
 def all_trials(study: Study, states: Container[TrialState] | None = None) -> list[FrozenTrial]:
@@ -41,9 +43,31 @@ def trial_key(study: Study, trial: FrozenTrial) -> tuple[int, int, int]:
 def set_trial_user_attr(study: Study, trial: FrozenTrial, key: str, value: Any) -> None:
     """Write a user attribute of a running trial.
 
-    ``FrozenTrial.set_user_attr`` inside a sampler's hook changes a copy and is lost.
+    ``FrozenTrial.set_user_attr`` inside a sampler's hook changes a copy and is lost. The copy is
+    what the objective and the pruner get to see, so it is changed, too.
     """
     study._storage.set_trial_user_attr(trial._trial_id, key, value)
+    trial.user_attrs[key] = value
+
+
+def fail_trial(study: Study, trial: FrozenTrial) -> None:
+    """End a running trial that cannot begin, as failed."""
+    study._storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
+
+
+def fail_stale_trials(study: Study) -> None:
+    """Fail the trials whose workers' heartbeats have stopped, and retry them if so configured.
+
+    ``optuna.storages.fail_stale_trials`` without its warning that it is experimental; it does
+    nothing where the storage has no heartbeats.
+    """
+    optuna.storages.fail_stale_trials.__wrapped__(study)  # type: ignore[attr-defined]
+
+
+def is_optimizing(study: Study) -> bool:
+    """Return whether this thread runs ``Study.optimize``, which has one trial at a time."""
+    whole = getattr(study, "_study", study)  # of a bracket
+    return bool(whole._thread_local.in_optimize_loop)
 
 
 def seed_of(study: Study, seed: int | None) -> int:

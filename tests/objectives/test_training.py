@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 import dataclasses
 import logging
@@ -27,6 +28,7 @@ from objectives.training import fit
 from objectives.training import Recipe
 from objectives.training import resolve_device
 from objectives.training import Run
+from objectives.training import Task
 
 
 def recipe(
@@ -47,8 +49,19 @@ def digits(where: torch.device) -> list[Data]:
     return [load("digits", device=where)]
 
 
+def task(
+    made: Recipe | None = None,
+    data: Callable[[torch.device], Sequence[Data]] = digits,
+    **about: Any,
+) -> Task:
+    return Task(
+        hyperparameters=lambda _: {}, recipe=lambda _: made or recipe(), data=data, **about
+    )
+
+
 def train(trial: optuna.trial.BaseTrial, made: Recipe | None = None, **settings: Any) -> float:
-    return fit(trial, made or recipe(), digits, **{"epochs": 2, "device": "cpu", **settings})
+    about = {name: settings.pop(name) for name in ("metric", "best_of") if name in settings}
+    return fit(trial, task(made, **about), **{"epochs": 2, "device": "cpu", **settings})
 
 
 class Recording(FixedTrial):
@@ -189,8 +202,8 @@ def test_the_test_rows_do_not_touch_the_value() -> None:
         return [dataclasses.replace(data, test_y=(data.test_y + 1) % 10)]
 
     honest, other = Recording(), Recording()
-    value = fit(honest, recipe(), digits, epochs=3, device="cpu")
-    assert fit(other, recipe(), relabeled, epochs=3, device="cpu") == value
+    value = fit(honest, task(), epochs=3, device="cpu")
+    assert fit(other, task(data=relabeled), epochs=3, device="cpu") == value
     assert other.reports == honest.reports
     assert other.user_attrs["test_accuracy"] != honest.user_attrs["test_accuracy"]
 
@@ -199,7 +212,7 @@ def test_the_value_of_several_sets_is_their_mean() -> None:
     first, second = load("digits"), load("digits")
     second = dataclasses.replace(second, valid_y=(second.valid_y + 1) % 10)
     values = [
-        fit(FixedTrial({}), recipe(), lambda _, sets=sets: sets, epochs=2, device="cpu")  # type: ignore[misc]
+        fit(FixedTrial({}), task(data=lambda _, sets=sets: sets), epochs=2, device="cpu")  # type: ignore[misc]
         for sets in ([first], [second], [first, second])
     ]
     assert values[0] != values[1]
@@ -277,7 +290,7 @@ def test_memory_that_runs_out_while_loading_fails_the_trial() -> None:
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
     trial = FixedTrial({})
-    assert math.isnan(fit(trial, recipe(), explode, epochs=1, device="cpu"))
+    assert math.isnan(fit(trial, task(data=explode), epochs=1, device="cpu"))
     assert trial.user_attrs["reason"] == "out of memory on cpu: CUDA out of memory."
 
 
@@ -339,9 +352,18 @@ def test_compiled_networks_train_the_same(device: str) -> None:
     )
 
 
+def test_a_recipe_may_end_earlier() -> None:
+    short, alone = Recording(), Recording()
+    value = train(short, dataclasses.replace(recipe(), max_epochs=3), epochs=5)
+    assert value == train(alone, epochs=3)
+    assert short.reports == alone.reports
+
+
 def test_wrong_counts_are_refused_before_training() -> None:
     with pytest.raises(ValueError, match="epochs must be at least 1, but it is 0"):
         train(FixedTrial({}), epochs=0)
+    with pytest.raises(ValueError, match="max_epochs must be at least 1, but it is 0"):
+        dataclasses.replace(recipe(), max_epochs=0)
     with pytest.raises(ValueError, match="batch_size must be at least 1, but it is 0"):
         recipe(batch_size=0)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import optuna
 from optuna.samplers import BaseSampler
 from optuna.samplers import nsgaii
 from optuna.testing.pytest_samplers import BasicSamplerTestCase
@@ -125,3 +126,20 @@ class TestParticleSwarm(_SingleObjectiveContract):
     @pytest.fixture
     def sampler(self) -> Factory:
         return lambda: optuna_ext.ParticleSwarmSampler(n_particles=2)
+
+
+class TestPopulationBasedTraining(_SingleObjectiveContract):
+    @pytest.fixture
+    def sampler(self) -> Factory:
+        return lambda: optuna_ext.PopulationBasedTrainingSampler(population_size=2)
+
+
+class TestAsynchronousPopulationBasedTraining(_SingleObjectiveContract):
+    @pytest.fixture
+    def sampler(self) -> Factory:
+        return lambda: optuna_ext.PopulationBasedTrainingSampler(
+            population_size=2,
+            synchronous=False,
+            exploit="tournament",
+            explore=optuna.samplers.TPESampler(n_startup_trials=2),
+        )

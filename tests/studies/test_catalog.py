@@ -1,21 +1,31 @@
 from __future__ import annotations
 
+import sys
 from typing import Any
+from typing import TYPE_CHECKING
 
 import optuna
 from optuna.distributions import BaseDistribution
 from optuna.distributions import CategoricalDistribution
 from optuna.distributions import FloatDistribution
 from optuna.distributions import IntDistribution
+from optuna.pruners import MedianPruner
+from optuna.samplers import BaseSampler
 import pytest
 
+from studies import run
+from studies._catalog import make_pair
 from studies._catalog import make_pruner
 from studies._catalog import make_sampler
+from studies._catalog import PAIRS
 from studies._catalog import parse_assignments
 from studies._catalog import PRUNERS
 from studies._catalog import SAMPLERS
 from studies._errors import UserError
 
+
+if TYPE_CHECKING:
+    from tests.studies.conftest import Toy
 
 SPACE: dict[str, BaseDistribution] = {
     "x": FloatDistribution(0.0, 1.0, step=0.25),
@@ -45,6 +55,30 @@ def test_every_named_sampler_runs(name: str) -> None:
 
     study.optimize(objective, n_trials=4)
     assert [t.state.name for t in study.trials] == ["COMPLETE"] * 4
+
+
+class Pair:
+    """A sampler and a pruner that belong together."""
+
+    def __init__(self, *, base_sampler: BaseSampler, seed: int | None = None) -> None:
+        self.sampler = base_sampler
+        self.pruner = MedianPruner(n_startup_trials=seed or 0)
+
+
+def test_a_pair_comes_by_one_name_and_refuses_another_pruner(
+    toy: Toy, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(PAIRS, "pair", f"{Pair.__module__}:Pair")
+    monkeypatch.setitem(sys.modules, Pair.__module__, sys.modules[__name__])
+    arguments = {"base_sampler": "tpe"}
+    sampler, pruner = make_pair("pair", arguments=arguments, seed=3)
+    assert isinstance(sampler, optuna.samplers.TPESampler)
+    assert isinstance(pruner, MedianPruner)
+    shown = toy.arguments("--sampler", "pair", "--sampler-arg", "base_sampler=tpe", "--trials", 2)
+    assert run.main(shown) == 0
+    assert toy.states() == {"COMPLETE": 2}
+    assert run.main([*shown, "--pruner", "median"]) == 2
+    assert "sampler 'pair' brings its own pruner: leave out --pruner" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", sorted(PRUNERS))

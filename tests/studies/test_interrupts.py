@@ -121,6 +121,23 @@ def test_a_killed_study_goes_on_to_its_total(toy: Toy) -> None:
     assert failed.user_attrs["reason"] == "its process was killed"
 
 
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_with_retries_the_same_command_loses_no_trial(toy: Toy, number: signal.Signals) -> None:
+    command = ("--trials", 5, "--arg", "pause=3", "--retries", 1)
+    process = toy.start(*command)
+    cut = toy.wait_for(_has_one_done_and_one_running)[-1]
+    process.send_signal(number)
+    process.wait(timeout=30)
+    (toy.folder / "hurry").touch()
+    assert toy.start(*command).wait(timeout=60) == 0
+    assert toy.states() == {"COMPLETE": 5, "FAIL": 1}
+    (repeated,) = (t for t in toy.trials() if t.system_attrs.get("failed_trial") == cut.number)
+    assert repeated.params == toy.trials()[cut.number].params
+    assert len({t.params["x"] for t in toy.trials()}) == 5
+    assert toy.start(*command).wait(timeout=60) == 0  # it has its total
+    assert len(toy.trials()) == 6
+
+
 def test_a_process_killed_before_it_signs_its_trial_leaves_no_orphan(toy: Toy) -> None:
     code = """if True:
         import os
@@ -179,6 +196,7 @@ def test_workers_that_keep_dying_are_given_up(toy: Toy) -> None:
     assert process.returncode == 1
     assert toy.states() == {"FAIL": 8}
     assert err.count("starting it again") == 6
+    assert err.count("too often, and is not started again") == 2
     assert "Traceback" not in err
 
 

@@ -1,0 +1,388 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from collections.abc import Mapping
+from collections.abc import Sequence
+import dataclasses
+import datetime
+import logging
+import math
+import os
+import re
+import time
+from typing import Any
+from typing import BinaryIO
+from typing import TYPE_CHECKING
+import uuid
+
+from optuna.artifacts.exceptions import ArtifactNotFound
+
+from optuna_ext._checks import check_int
+from optuna_ext.checkpoints import _file
+from optuna_ext.checkpoints._errors import CheckpointError
+from optuna_ext.checkpoints._errors import UnusableError
+from optuna_ext.checkpoints._places import open_place
+from optuna_ext.checkpoints._retention import best_trials
+from optuna_ext.checkpoints._retention import needed
+from optuna_ext.checkpoints._run import Run
+from optuna_ext.checkpoints._things import Things
+from optuna_ext.lineage import CHECKPOINT
+from optuna_ext.lineage import Checkpoint
+from optuna_ext.lineage import parent_of
+from optuna_ext.lineage import RESUMED
+
+
+if TYPE_CHECKING:
+    from optuna.artifacts._protocol import ArtifactStore
+    from optuna.study import Study
+    from optuna.trial import BaseTrial
+    from optuna.trial import FrozenTrial
+
+_logger = logging.getLogger(__name__)
+_NAMESPACE = "checkpoints"  # user attribute of the study: how its files' names begin
+_COLLECT_EVERY = 60.0  # seconds
+_SHARE = 0.01  # of the time that collecting may take
+
+
+class CheckpointStore:
+    """Keeps the states of trainings, and lets a trial go on from another trial's or its own.
+
+    :meth:`resume` restores what the trial's ``parent`` (a user attribute, written by a sampler or
+    by you) has reached, or what the trial itself had reached before its worker died, and then
+    gives the optimizer this trial's own hyperparameters again. The run it returns knows the step
+    and saves.
+
+    A checkpoint is written to the side and synchronized to the disk before it gets its name; then
+    the trial's user attribute ``checkpoint`` names it, with its step, size and SHA-256. Whatever
+    is killed at whatever moment, the attribute names a whole file. A file that was cut, altered
+    or deleted since is noticed, and the one before it is used, or the parent's. Files are loaded
+    with ``weights_only=True``, so one that wants to run code is refused. Their names hold their
+    SHA-256: what is identical is stored once.
+
+    What no trial can use anymore is deleted now and then while trials save; see :meth:`collect`.
+    Random numbers are global to a process, so trials that must be exact to the bit after a restart
+    run in processes of their own, not in threads, or draw from generators that they name.
+
+    Args:
+        place:
+            A directory (created if need be), ``"s3://BUCKET/PREFIX"``, ``"gs://BUCKET/PREFIX"``,
+            an artifact store of Optuna, or ``":memory:"`` for this process only. Several studies
+            may share it. Machines that work on one study need a common one.
+        keep:
+            Of how many of the best trials the final checkpoints are kept for good.
+        autosave:
+            Seconds between the checkpoints of ``run.autosave``.
+        grace:
+            Seconds for which a checkpoint stays after it has become useless, because another
+            worker may just have decided to read it. Longer than workers' clocks differ.
+
+    Raises:
+        ValueError: If the URL is of another kind, or a number is out of range.
+        TypeError: If ``place`` is something else.
+        OSError: If the directory cannot be made.
+        ImportError: If the client of the bucket is not installed.
+
+    Example:
+        .. testcode::
+
+            import optuna
+            import torch
+            from optuna_ext import CheckpointStore
+
+            store = CheckpointStore("checkpoints")
+
+
+            def objective(trial):
+                lr = trial.suggest_float("lr", 1e-3, 1, log=True)
+                model = torch.nn.Linear(1, 1)
+                optimizer = torch.optim.SGD(model.parameters(), lr=lr)
+                run = store.resume(trial, model=model, optimizer=optimizer)
+                for step in range(run.step + 1, run.step + 6):
+                    loss = (model(torch.ones(1)) - 2).square().sum()
+                    optimizer.zero_grad()
+                    loss.backward()
+                    optimizer.step()
+                    trial.report(loss.item(), step)
+                run.save(step)
+                return loss.item()
+
+
+            study = optuna.create_study()
+            study.optimize(objective, n_trials=1)
+            study.enqueue_trial({"lr": 0.1}, user_attrs={"parent": 0})
+            study.optimize(objective, n_trials=1)
+            assert list(study.trials[1].intermediate_values) == [6, 7, 8, 9, 10]
+
+    References:
+        M. Jaderberg et al. (2017), Population Based Training of Neural Networks, on what a member
+        takes over from another one; L. Li et al. (2020), A System for Massively Parallel
+        Hyperparameter Tuning, on pausing and promoting.
+    """
+
+    def __init__(
+        self,
+        place: str | os.PathLike[str] | ArtifactStore,
+        *,
+        keep: int = 10,
+        autosave: float = 60.0,
+        grace: float = 300.0,
+    ) -> None:
+        self._keep = check_int("keep", keep, low=1)
+        for name, value in {"autosave": autosave, "grace": grace}.items():
+            if not 0 <= value < math.inf:
+                raise ValueError(f"`{name}` must be at least 0 seconds, but got {value!r}.")
+        self._autosave = autosave
+        self._grace = datetime.timedelta(seconds=grace)
+        self._place = open_place(place)
+        self._collect_at = 0.0
+
+    def resume(self, trial: BaseTrial | FrozenTrial, /, **things: Any) -> Run:
+        """Restore what a trial goes on from, and give it its own hyperparameters again.
+
+        A newborn trial is left as it is. The options of the optimizer's parameter groups (learning
+        rate, momentum, weight decay, ...) are those that it was built with just now; a scheduler
+        keeps its position and follows the new learning rate.
+
+        Of the trial's own checkpoints, its parent's, and those of the parent's parents, the newest
+        one that is whole counts. When a trial has a parent and no checkpoint is whole, it fails;
+        when it has only lost its own, it starts once more.
+
+        Args:
+            trial:
+                A running trial, or any other one; ``FixedTrial`` and ``FrozenTrial`` too.
+            **things:
+                Everything that the training consists of, under names of your choice: modules
+                (compiled or data-parallel ones too), optimizers, learning rate schedulers,
+                gradient scalers, moving averages, data loaders with a state, and whatever else has
+                ``state_dict`` and ``load_state_dict``; ``torch.Generator``,
+                ``numpy.random.Generator`` and ``random.Random``. The global random numbers of
+                Python, NumPy and torch are restored without being named.
+
+        Returns:
+            The run, with its ``step``.
+
+        Raises:
+            TypeError: If one of the things has no state.
+            CheckpointError: If there is a parent, but no checkpoint is usable, or what it holds
+                does not fit the things.
+        """
+        study = getattr(trial, "study", None)
+        trials = [] if study is None else study.get_trials(deepcopy=False)
+        current = trials[trial.number] if trials else trial  # its own copy may be older
+        start = f"trial-{uuid.uuid4().hex[:8]}" if study is None else _namespace(study)
+        newest: Checkpoint | None = None
+
+        def keep(content: Mapping[str, Any], step: int) -> Checkpoint:
+            nonlocal newest
+            older = None if newest is None else newest.previous
+            newest = self._write(trial, content, step, start=start, previous=newest)
+            if study is not None:
+                self._collect_now_and_then(study)
+            elif older is not None and older.artifact.startswith("trial-"):
+                self._place.remove(older.artifact)  # nobody else knows a file outside of studies
+            return newest
+
+        run = Run(Things(things), keep, autosave=self._autosave)
+        failures = []
+        for number, checkpoint in _candidates(current, trials):
+            try:
+                content = self._read(checkpoint)
+            except UnusableError as error:
+                failures.append(f"that of trial {number} at step {checkpoint.step} {error}")
+                _logger.warning("Trial %d cannot use a checkpoint: %s", trial.number, failures[-1])
+                continue
+            _restore(run, content, number)
+            if number == trial.number:
+                newest = checkpoint
+            else:
+                trial.set_user_attr(RESUMED, {"trial": number, "step": run.step})
+            return run
+        if parent_of(current) is not None:
+            reason = "; ".join(failures) or "its ancestors have none"
+            raise CheckpointError(
+                f"trial {trial.number} cannot go on from trial {parent_of(current)}, because no "
+                f"checkpoint is usable: {reason}."
+            )
+        return run
+
+    def load(self, trial: BaseTrial | FrozenTrial, /, **things: Any) -> int:
+        """Load a trial's newest checkpoint, to use or to examine what was trained.
+
+        Args:
+            trial:
+                A trial with a checkpoint, such as ``study.best_trial``.
+            **things:
+                What to load, under the names it was saved with: often just ``model=model``. Random
+                numbers stay as they are, and an optimizer gets the saved hyperparameters.
+
+        Returns:
+            The step after which it was saved.
+
+        Raises:
+            TypeError: If one of the things has no state.
+            CheckpointError: If the trial has no usable checkpoint, or it does not fit the things.
+        """
+        checkpoint = Checkpoint.of(trial)
+        if checkpoint is None:
+            raise CheckpointError(f"trial {trial.number} has no checkpoint.")
+        try:
+            content = self._read(checkpoint)
+        except UnusableError as error:
+            raise CheckpointError(
+                f"the checkpoint of trial {trial.number} at step {checkpoint.step} {error}."
+            ) from error
+        _restore(Things(things), content, trial.number)
+        return checkpoint.step
+
+    def collect(self, study: Study) -> list[str]:
+        """Delete the checkpoints of a study that no trial can use anymore.
+
+        This happens by itself while trials save, at most once a minute and for at most 1% of the
+        time. Kept are: both last checkpoints of a trial that runs or waits (for its retry), and of
+        the trial it is about to go on from; those of paused trials that nobody has gone on from;
+        those of the two last generations of every member of a population (user attribute
+        ``member``); and those of the best trials.
+
+        What another worker may be reading stays: whatever ended within the last ``grace`` seconds
+        counts as not ended, and no file younger than that is deleted. As files are listed before
+        the trials are read, and a file is written before a trial names it, what is deleted is
+        named by no trial. Files of an artifact store that cannot be listed stay.
+
+        Args:
+            study:
+                The study. The files of other studies at the same place are not touched.
+
+        Returns:
+            The names of the files that were deleted.
+
+        Raises:
+            OSError: If the place cannot be listed or a file not be deleted.
+        """
+        start = f"{_namespace(study)}-"
+        old = {
+            name for name, age in self._place.entries(start) if age >= self._grace.total_seconds()
+        }
+        trials = study.get_trials(deepcopy=False)
+        wanted = needed(
+            trials,
+            best=best_trials(study, trials, self._keep),
+            now=datetime.datetime.now() - self._grace,
+        )
+        useless = sorted(old - wanted)
+        for name in useless:
+            if not self._place.is_young(name, self._grace.total_seconds()):  # written once more
+                self._place.remove(name)
+        return useless
+
+    def _collect_now_and_then(self, study: Study) -> None:
+        started = time.monotonic()
+        if started < self._collect_at:
+            return
+        try:
+            self.collect(study)
+        except Exception as error:  # noqa: BLE001 - a client's own kind; training goes on
+            _logger.warning("Old checkpoints stay in %s: %s", self._place, error)
+        now = time.monotonic()
+        self._collect_at = now + max(_COLLECT_EVERY, (now - started) / _SHARE)
+
+    def _write(
+        self,
+        trial: BaseTrial | FrozenTrial,
+        content: Mapping[str, Any],
+        step: int,
+        *,
+        start: str,
+        previous: Checkpoint | None,
+    ) -> Checkpoint:
+        """Write a checkpoint, then name it: a user attribute never names half a file."""
+        if previous is not None:
+            previous = dataclasses.replace(previous, previous=None)
+        file, size, sha256 = _file.dump(content)
+        with file:
+            name = f"{start}-{sha256}.pt"
+            if not self._place.renew(name):
+                self._put(name, file, trial, step)
+            checkpoint = Checkpoint(
+                artifact=name,
+                step=step,
+                size=size,
+                sha256=sha256,
+                previous=None
+                if previous is None
+                else dataclasses.replace(previous, previous=None),
+            )
+            trial.set_user_attr(CHECKPOINT, checkpoint.to_dict())
+            if self._place.is_gone(name):  # another worker held it for useless just before
+                self._put(name, file, trial, step)
+        return checkpoint
+
+    def _put(self, name: str, file: BinaryIO, trial: BaseTrial | FrozenTrial, step: int) -> None:
+        try:
+            file.seek(0)
+            self._place.write(name, file)
+        except Exception as error:
+            # Every client of a bucket has exceptions of its own.
+            raise CheckpointError(
+                f"trial {trial.number} cannot keep a checkpoint of step {step} in {self._place}: "
+                f"{_reason(error)}; the one before it is unchanged."
+            ) from error
+
+    def _read(self, checkpoint: Checkpoint) -> dict[str, Any]:
+        try:
+            with self._place.open(checkpoint.artifact) as stream:
+                return _file.load(stream, size=checkpoint.size, sha256=checkpoint.sha256)
+        except UnusableError:
+            raise
+        except ArtifactNotFound as error:
+            raise UnusableError(f"is not in {self._place}") from error
+        except Exception as error:
+            raise UnusableError(f"cannot be read: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    return str(getattr(error, "strerror", None) or error)
+
+
+def _candidates(
+    trial: BaseTrial | FrozenTrial, trials: Sequence[FrozenTrial]
+) -> Iterator[tuple[int, Checkpoint]]:
+    """Yield the checkpoints a trial may go on from and whose they are, the best first."""
+    seen: set[int] = set()
+    current: BaseTrial | FrozenTrial | None = trial
+    while current is not None and current.number not in seen:
+        seen.add(current.number)
+        checkpoint = Checkpoint.of(current)
+        while checkpoint is not None:
+            yield current.number, checkpoint
+            checkpoint = checkpoint.previous
+        parent = parent_of(current)
+        if parent is not None and not 0 <= parent < len(trials):
+            raise CheckpointError(
+                f"trial {current.number} names trial {parent} as its parent, which the study does "
+                "not have."
+            )
+        current = None if parent is None else trials[parent]
+
+
+def _restore(target: Run | Things, content: Mapping[str, Any], number: int) -> None:
+    try:
+        if isinstance(target, Run):
+            target.restore(content)
+        else:
+            target.restore(content["things"], None)
+    except CheckpointError as error:
+        raise CheckpointError(f"the checkpoint of trial {number} {error}") from error
+
+
+def _namespace(study: Study) -> str:
+    """Return how the names of a study's files begin: nobody else's begin so.
+
+    Names of studies repeat in other storages, and a seed makes identical files there. Workers who
+    choose it at the same moment may use several: then only the last one's files are collected.
+    """
+    chosen = study.user_attrs.get(_NAMESPACE)
+    if not isinstance(chosen, str):
+        readable = re.sub(r"[^A-Za-z0-9_.]+", "-", study.study_name).strip("-.")[:40]
+        study.set_user_attr(_NAMESPACE, f"{readable}-{uuid.uuid4().hex[:8]}".lstrip("-"))
+        chosen = study.user_attrs[_NAMESPACE]
+    return str(chosen)

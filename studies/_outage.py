@@ -1,0 +1,88 @@
+"""A storage that is out of reach for a while: a server restarts, a connection is dropped."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from collections.abc import Iterator
+import time
+
+from optuna.exceptions import StorageInternalError
+from sqlalchemy.exc import DBAPIError
+
+from studies._errors import UserError
+from studies._interrupt import Interrupt
+
+
+_PATIENCE = 60.0  # seconds without success until the storage counts as lost
+_PAUSE = 0.5  # seconds between two attempts
+
+
+class Outage:
+    """Waits for the storage to come back, but not forever.
+
+    Args:
+        interrupt: Ends the wait.
+    """
+
+    def __init__(self, interrupt: Interrupt) -> None:
+        self._interrupt = interrupt
+        self._since: float | None = None
+
+    def is_over(self) -> None:
+        """Note that the storage answers."""
+        self._since = None
+
+    def wait(self, error: BaseException) -> None:
+        """Let a moment pass before the next attempt.
+
+        Args:
+            error: What came of the last one.
+
+        Raises:
+            UserError: If the storage has not answered for a minute.
+            BaseException: ``error``, if it is none of the storage's.
+        """
+        if not is_outage(error):
+            raise error
+        now = time.monotonic()
+        self._since = now if self._since is None else self._since
+        if now - self._since > _PATIENCE:
+            raise UserError(
+                f"the storage has been out of reach for {_PATIENCE:.0f} s: the same command goes "
+                f"on when it is back ({reason(error)})"
+            ) from error
+        if self._interrupt.signum is None:
+            time.sleep(_PAUSE)
+
+
+def tolerant(action: Callable[[], None]) -> Callable[[], None]:
+    """Return an action that does nothing while the storage is out of reach."""
+
+    def tolerating() -> None:
+        try:
+            action()
+        except Exception as error:
+            if not is_outage(error):
+                raise
+
+    return tolerating
+
+
+def is_outage(error: BaseException) -> bool:
+    """Whether an error says that the storage does not work at the moment."""
+    return any(
+        isinstance(e, StorageInternalError | DBAPIError) or type(e).__module__.startswith("grpc")
+        for e in _chain(error)
+    )
+
+
+def reason(error: BaseException) -> str:
+    """Return the first cause of an error in one line."""
+    *_, first = _chain(error)
+    return " ".join(str(first).split())[:200]
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__
