@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from optuna_ext.halving import SuccessiveHalving as SuccessiveHalving
     from optuna_ext.pruners import HyperbandPruner as HyperbandPruner
     from optuna_ext.pruners import SuccessiveHalvingPruner as SuccessiveHalvingPruner
+    from optuna_ext.online.hypergradient import HypergradientAdam as HypergradientAdam
+    from optuna_ext.online.hypergradient import HypergradientAdamW as HypergradientAdamW
+    from optuna_ext.online.hypergradient import HypergradientSGD as HypergradientSGD
     from optuna_ext.recovery import Heartbeat as Heartbeat
     from optuna_ext.samplers import ApproximateGradientSampler as ApproximateGradientSampler
     from optuna_ext.samplers import EvolutionarySampler as EvolutionarySampler
@@ -50,6 +53,9 @@ _HOMES = {
     "Heartbeat": "optuna_ext.recovery",
     "Hyperband": "optuna_ext.halving",
     "HyperbandPruner": "optuna_ext.pruners",
+    "HypergradientAdam": "optuna_ext.online.hypergradient",
+    "HypergradientAdamW": "optuna_ext.online.hypergradient",
+    "HypergradientSGD": "optuna_ext.online.hypergradient",
     "LatinHypercubeSampler": "optuna_ext.samplers",
     "NelderMeadSampler": "optuna_ext.samplers",
     "ParticleSwarmSampler": "optuna_ext.samplers",

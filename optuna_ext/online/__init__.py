@@ -1,0 +1,1 @@
+"""Tuning inside a training: what changes while the weights do. It needs torch."""

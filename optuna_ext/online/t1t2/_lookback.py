@@ -1,0 +1,162 @@
+"""How the parameters depend on the hyperparameters of the steps that led to them.
+
+Both classes return pairs of tensors: if each first one is multiplied by its second one and all are
+summed up, the derivatives by the hyperparameters are those of the validation loss.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from optuna_ext.online.t1t2._inner import groups_of
+from optuna_ext.online.t1t2._inner import is_decoupled
+from optuna_ext.online.t1t2._inner import pull_back
+from optuna_ext.online.t1t2._inner import SmoothStep
+
+
+class LastStep:
+    """The step just made, and of L2 a discounted memory of the steps before it.
+
+    Args:
+        optimizer:
+            Whose step it is.
+        decayed:
+            The name of the L2 weight of the parameters that have one.
+        trace:
+            The discount.
+    """
+
+    def __init__(
+        self, optimizer: Optimizer, decayed: Mapping[Tensor, str], *, trace: float
+    ) -> None:
+        self._optimizer = optimizer
+        self._groups = groups_of(optimizer)
+        self._decayed = decayed
+        self._decouples = is_decoupled(optimizer)
+        self._trace = trace
+        self._effects: dict[Tensor, Tensor] = {}
+        self._before: dict[Tensor, Tensor] = {}
+        self._gradients: Mapping[Tensor, Tensor] = {}
+
+    def watches(self, steps_to_go: int) -> bool:
+        """Return whether a step so far from the next update must be watched."""
+        return steps_to_go == 0 or self._trace > 0
+
+    def begin(self, params: Sequence[Tensor]) -> Mapping[Tensor, Tensor]:
+        """Copy the parameters, so that a graph on the copies outlives the optimizer's step."""
+        self._before = {p: p.detach().clone().requires_grad_() for p in params}
+        self._gradients = {}
+        return self._before
+
+    def keep(self, gradients: Mapping[Tensor, Tensor]) -> None:
+        """Take the gradients of the copies, whose graph leads to the hyperparameters."""
+        self._gradients = gradients
+
+    @torch.no_grad()
+    def advance(self, values: Mapping[str, Tensor]) -> None:
+        """Note that the optimizer has made its step."""
+        del values
+        if self._trace > 0:
+            for p in self._decayed:
+                if p.grad is not None:
+                    effect = self._times_decay(p, self._before[p])
+                    if p in self._effects:
+                        effect += self._trace * self._effects[p]
+                    self._effects[p] = effect
+
+    @torch.no_grad()
+    def pairs(
+        self, v: Mapping[Tensor, Tensor], values: Mapping[str, Tensor]
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Return the pairs for ``v``, the gradient of the validation loss."""
+        found = []
+        for p, v_p in v.items():
+            if p.grad is None:
+                continue
+            if p in self._gradients:
+                w = self._pull_back(p, v_p)
+                found.append((self._gradients[p], w))
+            if p in self._decayed:
+                if self._trace > 0:
+                    slope = torch.sum(v_p * self._effects[p])
+                elif p in self._gradients and not self._decouples:
+                    slope = torch.sum(w * self._before[p])
+                else:
+                    slope = torch.sum(self._times_decay(p, v_p) * self._before[p])
+                found.append((values[self._decayed[p]], slope))
+        return found
+
+    def _times_decay(self, p: Tensor, x: Tensor) -> Tensor:
+        """Return ``x`` times what a step does to ``l2 * theta``, which is diagonal."""
+        return x * -float(self._groups[p]["lr"]) if self._decouples else self._pull_back(p, x)
+
+    def _pull_back(self, p: Tensor, x: Tensor) -> Tensor:
+        group, g = self._groups[p], p.grad
+        if not self._decouples and group["weight_decay"] != 0:
+            g = g + group["weight_decay"] * self._before[p]  # as the optimizer does by itself
+        return pull_back(self._optimizer, group, p, g, x)
+
+
+class LastSteps:
+    """The last few steps, in one graph.
+
+    Args:
+        optimizer:
+            Whose steps they are.
+        decayed:
+            The name of the L2 weight of the parameters that have one.
+        n:
+            How many.
+    """
+
+    def __init__(self, optimizer: Optimizer, decayed: Mapping[Tensor, str], *, n: int) -> None:
+        self._optimizer = optimizer
+        self._groups = groups_of(optimizer)
+        self._decayed = decayed
+        self._decouples = is_decoupled(optimizer)
+        self._n = n
+        self._now: dict[Tensor, Tensor] = {}
+        self._steps: dict[Tensor, SmoothStep] = {}
+        self._gradients: Mapping[Tensor, Tensor] = {}
+
+    def watches(self, steps_to_go: int) -> bool:
+        """Return whether a step so far from the next update must be watched."""
+        return steps_to_go < self._n
+
+    def begin(self, params: Sequence[Tensor]) -> Mapping[Tensor, Tensor]:
+        """Return what stands for the parameters in the graph."""
+        if not self._now:
+            self._now = {p: p.detach().clone().requires_grad_() for p in params}
+            self._steps = {p: SmoothStep(self._optimizer, p) for p in params}
+        return self._now
+
+    def keep(self, gradients: Mapping[Tensor, Tensor]) -> None:
+        """Take the gradients of what stands for the parameters."""
+        self._gradients = gradients
+
+    def advance(self, values: Mapping[str, Tensor]) -> None:
+        """Make the optimizer's step in the graph, too."""
+        for p, g in self._gradients.items():
+            group, theta = self._groups[p], self._now[p]
+            decay = group["weight_decay"]
+            if p in self._decayed:
+                decay = decay + values[self._decayed[p]]
+            if self._decouples:
+                theta = theta - float(group["lr"]) * decay * theta
+            else:
+                g = g + decay * theta
+            self._now[p] = self._steps[p](group, theta, g)
+
+    def pairs(
+        self, v: Mapping[Tensor, Tensor], values: Mapping[str, Tensor]
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Return the pairs for ``v``, the gradient of the validation loss."""
+        del values
+        found = [(self._now[p], v_p) for p, v_p in v.items()]
+        self._now = {}
+        return found

@@ -1,0 +1,399 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from collections.abc import Iterator
+from collections.abc import Mapping
+from collections.abc import Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import nn
+from torch import Tensor
+from torch.func import functional_call
+from torch.nn import functional as F
+from torch.optim import Optimizer
+
+from optuna_ext._checks import check_int
+from optuna_ext.online.t1t2._hyper import HyperOptimizer
+from optuna_ext.online.t1t2._hyperparameters import Batch
+from optuna_ext.online.t1t2._hyperparameters import Hyperparameter
+from optuna_ext.online.t1t2._hyperparameters import L2
+from optuna_ext.online.t1t2._inner import check_optimizer
+from optuna_ext.online.t1t2._inner import groups_of
+from optuna_ext.online.t1t2._inner import is_decoupled
+from optuna_ext.online.t1t2._lookback import LastStep
+from optuna_ext.online.t1t2._lookback import LastSteps
+from optuna_ext.schedule import Schedule
+
+
+Loss = Callable[[nn.Module, Batch, Mapping[str, Tensor]], Tensor]
+ValidLoss = Callable[[nn.Module, Batch], Tensor]
+
+
+class T1T2:
+    """Tunes regularization by the gradient of a validation loss, inside one training.
+
+    Every ``every`` steps the tuner asks how the step just made on a batch of the training set T1
+    would have to be different for a batch of the validation set T2, and moves the
+    hyperparameters that way: ``d C2(theta') / d h`` with ``theta' = theta + U(grad C1(theta; h))``
+    and ``U`` the step of the optimizer, exactly. It takes SGD with and without momentum, Adam and
+    AdamW, and hyperparameters of the training loss: :class:`L2`, :class:`InputNoise`,
+    :class:`HiddenNoise`, :class:`Dropout`, :class:`LabelSmoothing`, :class:`Mixup` of
+    ``optuna_ext.online.t1t2``, or any ``Hyperparameter`` that the loss takes. The validation loss
+    is measured in evaluation mode, without noise, penalty or altered labels.
+
+    T2 is used up by tuning: neither choose between trials nor report results on it.
+
+    Example:
+
+        .. testcode::
+
+            import torch
+            from optuna_ext import T1T2
+            from optuna_ext.online.t1t2 import InputNoise, L2
+
+            x = torch.randn(200, 8)
+            y = (x[:, 0] > 0).long()
+            model = torch.nn.Sequential(
+                torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 2)
+            )
+            optimizer = torch.optim.Adam(model.parameters())
+            tuner = T1T2(model, optimizer, [L2(per_layer=True), InputNoise()], n_steps=100)
+            for _ in range(100):
+                rows = torch.randint(100, (20,))
+                tuner.step((x[rows], y[rows]), (x[100:], y[100:]))
+            print(tuner.values)
+
+    A loop of your own, with clipping, say, does the three parts of :meth:`step` itself::
+
+        tuner.backward(batch)  # sets the gradients
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)  # taken for constant
+        optimizer.step()
+        tuner.update(next(t2) if tuner.is_due else None)
+
+    Args:
+        model:
+            The model in training. Its layers may be frozen and share weights.
+        optimizer:
+            Its ``torch.optim.SGD``, ``Adam`` or ``AdamW``, or ours by these names.
+        hyperparameters:
+            What to tune.
+        n_steps:
+            How many steps the training has. The step size of the hyperparameters follows from it
+            and from their ranges.
+        loss:
+            ``loss(model, batch, h)`` of a training batch, with ``h`` the values by name. The
+            default is the cross-entropy of ``(inputs, classes)``.
+        valid_loss:
+            ``valid_loss(model, batch)`` of a batch of T2. The default is the cross-entropy.
+        every:
+            A hyperparameter step follows every ``every`` training steps.
+        trace:
+            Discount in ``[0, 1)`` with which L2 remembers the effect of earlier steps; 0 looks
+            at the last step only. It costs a few operations per weight in every step.
+        unroll:
+            How many steps the derivative goes back through, up to ``every``. More than 1
+            multiplies time and memory of those steps.
+        schedule:
+            Values to follow instead of tuning, as :attr:`schedule` gives them.
+        seed:
+            Fixes the noise.
+
+    Raises:
+        TypeError: If an argument has the wrong type.
+        ValueError: If an argument is out of its range, a hyperparameter does not fit the model,
+            or the optimizer decays weights that L2 is to decay; at the first step, if the loss
+            does not depend on a hyperparameter.
+
+    .. seealso::
+        J. Luketina, M. Berglund, K. Greff, T. Raiko (2016), *Scalable gradient-based tuning of
+        continuous regularization hyperparameters*, ICML; F. Fioravanti (2020), *Online
+        hyper-parameters optimization*.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        hyperparameters: Sequence[Hyperparameter],
+        *,
+        n_steps: int | None = None,
+        loss: Loss | None = None,
+        valid_loss: ValidLoss | None = None,
+        every: int = 10,
+        trace: float = 0.0,
+        unroll: int = 1,
+        schedule: Schedule | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.every = check_int("every", every, low=1)
+        self._unroll = check_int("unroll", unroll, low=1, high=self.every)
+        if not 0 <= trace < 1:
+            raise ValueError(f"`trace` must be in [0, 1), but got {trace}.")
+        if trace > 0 and unroll > 1:
+            raise ValueError("`trace` and `unroll` are two ways to look back: use one of them.")
+        if (n_steps is None) == (schedule is None):
+            raise ValueError("Give `n_steps` to tune or `schedule` to follow, and not both.")
+        check_optimizer(optimizer)
+        self.model = model
+        self.optimizer = optimizer
+        self._loss = loss or _cross_entropy
+        self._valid_loss = valid_loss or (lambda model, batch: _cross_entropy(model, batch, {}))
+        self._params = {n: p for n, p in model.named_parameters() if p.requires_grad}
+        self._groups = groups_of(optimizer)
+        self._in_loss = [h for h in hyperparameters if not isinstance(h, L2)]
+        self._decayed = self._find_decayed(hyperparameters)
+        first = next(iter(self._params.values()))
+        self._hyper = HyperOptimizer(
+            hyperparameters,
+            model,
+            dtype=torch.promote_types(first.dtype, torch.float32),
+            device=first.device,
+            n_updates=max(1, check_int("n_steps", n_steps or 1, low=1) // self.every),
+        )
+        self._lookback: LastStep | LastSteps = (
+            LastStep(optimizer, self._decayed, trace=trace)
+            if unroll == 1
+            else LastSteps(optimizer, self._decayed, n=unroll)
+        )
+        self._keeps_graph = bool(self._in_loss) or unroll > 1
+        self._program = _Program(model, self._train_loss)
+        self._generator = torch.Generator(first.device).manual_seed(seed)
+        self._followed = schedule
+        self.n_steps = 0
+        self.hypergradients: dict[str, float] = {}
+        self._points: dict[int, dict[str, float]] = {}
+        self._take_values()
+
+    def _find_decayed(self, hyperparameters: Sequence[Hyperparameter]) -> dict[Tensor, str]:
+        decayed: dict[Tensor, str] = {}
+        for hyperparameter in hyperparameters:
+            if isinstance(hyperparameter, L2):
+                for name, params in hyperparameter.layers(self.model).items():
+                    decayed |= dict.fromkeys(params, name)
+        for p in decayed:
+            if p not in self._groups:
+                raise ValueError("L2 is to decay a weight that the optimizer does not have.")
+            if self._groups[p]["weight_decay"] != 0:
+                raise ValueError(
+                    "L2 takes the place of the optimizer's weight decay: build "
+                    f"{type(self.optimizer).__name__} with weight_decay=0 instead of "
+                    f"{self._groups[p]['weight_decay']}."
+                )
+        return decayed
+
+    @property
+    def is_due(self) -> bool:
+        """Whether the step in progress ends with a step of the hyperparameters."""
+        return self._steps_to_go == 0
+
+    @property
+    def values(self) -> dict[str, float]:
+        """The present values by name; per layer as ``l2/LAYER``."""
+        return dict(self._numbers)
+
+    @property
+    def n_skipped(self) -> int:
+        """How many hypergradients were not finite and therefore skipped."""
+        return self._hyper.n_skipped
+
+    @property
+    def schedule(self) -> Schedule:
+        """The values of all steps so far, to be looked at, saved, or followed again."""
+        return Schedule(self._points, last=max(1, self.n_steps))
+
+    @property
+    def _steps_to_go(self) -> int:
+        """Number of steps after the one in progress until the hyperparameters move."""
+        return -1 if self._followed is not None else -(self.n_steps + 1) % self.every
+
+    def step(self, batch: Batch, valid_batch: Batch | Iterator[Batch] | None = None) -> Tensor:
+        """Train on a batch of T1 and, if it is due, tune on a batch of T2.
+
+        Args:
+            batch:
+                What the loss takes.
+            valid_batch:
+                A batch of T2, or an iterator that yields one whenever one is needed.
+
+        Returns:
+            The training loss before the step, without L2; shape ``()``, detached.
+        """
+        loss = self.backward(batch)
+        self.optimizer.step()
+        if self.is_due and isinstance(valid_batch, Iterator):
+            valid_batch = next(valid_batch, None)
+        self.update(valid_batch if self.is_due else None)
+        return loss
+
+    def backward(self, batch: Batch) -> Tensor:
+        """Set the gradients of a training batch, L2 included, for the optimizer's next step.
+
+        Returns:
+            The training loss without L2; shape ``()``, detached.
+        """
+        if self._followed is not None:
+            self._hyper.set(self._followed.at(self.n_steps + 1))
+            self._take_values()
+        self._watching = not self._followed and self._lookback.watches(self._steps_to_go)
+        if self.n_steps == 0:
+            self._check_use(batch)
+        if self._watching:
+            self._values = self._hyper.values()
+            copies = self._lookback.begin(list(self._params.values()))
+        if self._watching and self._keeps_graph:
+            loss = self._backward_in_graph(batch, copies)
+        else:
+            self.optimizer.zero_grad()
+            loss = self._train_loss(batch, self._constants)
+            torch.autograd.backward(loss)
+        self._decay()
+        return loss.detach()
+
+    def _backward_in_graph(self, batch: Batch, copies: Mapping[Tensor, Tensor]) -> Tensor:
+        stand_ins = {f"model.{name}": copies[p] for name, p in self._params.items()}
+        loss: Tensor = functional_call(self._program, stand_ins, (batch, self._values))
+        inputs = [copies[p] for p in self._params.values()]
+        found = torch.autograd.grad(loss, inputs, create_graph=True, allow_unused=True)
+        gradients = {}
+        for p, g in zip(self._params.values(), found, strict=True):
+            p.grad = None if g is None else g.detach().clone()
+            if g is not None:
+                gradients[p] = g
+        self._lookback.keep(gradients)
+        return loss
+
+    @torch.no_grad()
+    def _decay(self) -> None:
+        for p, name in self._decayed.items():
+            if p.grad is None:
+                continue
+            if is_decoupled(self.optimizer):
+                p.mul_(1 - float(self._groups[p]["lr"]) * self._numbers[name])
+            else:
+                p.grad.add_(p, alpha=self._numbers[name])
+
+    def update(self, valid_batch: Batch | None = None) -> None:
+        """Take note of the optimizer's step and, if it is due, move the hyperparameters.
+
+        Args:
+            valid_batch:
+                A batch of T2; needed when :attr:`is_due`.
+
+        Raises:
+            ValueError: If it is needed and not given, or the gradient of the training loss does
+                not depend on a hyperparameter.
+        """
+        if self._watching:
+            self._lookback.advance(self._values)
+        if self.is_due:
+            if valid_batch is None:
+                raise ValueError(
+                    f"Step {self.n_steps + 1} needs a batch of T2, but there is none: repeat it "
+                    "with itertools.cycle if it is shorter than the training."
+                )
+            self._tune(valid_batch)
+        self.n_steps += 1
+
+    def _tune(self, valid_batch: Batch) -> None:
+        pairs = self._lookback.pairs(self._valid_gradients(valid_batch), self._values)
+        pairs = [(output, weight) for output, weight in pairs if output.requires_grad]
+        raws = self._hyper.raws
+        found = torch.autograd.grad(
+            [output for output, _ in pairs],
+            list(raws.values()),
+            [weight.to(output.dtype) for output, weight in pairs],
+            allow_unused=True,
+        )
+        gradients: dict[str, Tensor] = {}
+        for name, gradient in zip(raws, found, strict=True):
+            if gradient is None:
+                raise _unused(name, "gradient of the training loss")
+            gradients[name] = gradient
+        self.hypergradients = {name: gradient.item() for name, gradient in gradients.items()}
+        self._hyper.step(gradients)
+        self._take_values()
+        self._points[self.n_steps + 2] = dict(self._numbers)
+
+    def _valid_gradients(self, batch: Batch) -> dict[Tensor, Tensor]:
+        modes = {module: module.training for module in self.model.modules()}
+        self.model.eval()
+        try:
+            loss = self._valid_loss(self.model, batch)
+            params = list(self._params.values())
+            found = torch.autograd.grad(loss, params, allow_unused=True)
+        finally:
+            for module, training in modes.items():
+                module.training = training
+        return {p: g for p, g in zip(params, found, strict=True) if g is not None}
+
+    def _train_loss(self, batch: Batch, values: Mapping[str, Tensor]) -> Tensor:
+        with ExitStack() as stack:
+            for hyperparameter in self._in_loss:
+                value = values[hyperparameter.name]
+                batch = hyperparameter.transform(batch, value, self._generator)
+                stack.enter_context(hyperparameter.perturb(self.model, value, self._generator))
+            return self._loss(self.model, batch, values)
+
+    def _check_use(self, batch: Batch) -> None:
+        """Name a hyperparameter that the loss does not depend on, before any training."""
+        if not self._in_loss:
+            return
+        state = self._generator.get_state()
+        raws = {h.name: self._hyper.raws[h.name] for h in self._in_loss}
+        with torch.random.fork_rng(devices=[], enabled=True):
+            loss = self._train_loss(batch, self._hyper.values())
+        self._generator.set_state(state)
+        if not loss.requires_grad:
+            raise ValueError("The training loss does not depend on the model's parameters.")
+        found = torch.autograd.grad(loss, list(raws.values()), allow_unused=True)
+        for name, gradient in zip(raws, found, strict=True):
+            if gradient is None:
+                raise _unused(name, "training loss")
+
+    def _take_values(self) -> None:
+        self._constants = {name: v.detach() for name, v in self._hyper.values().items()}
+        self._numbers = {name: v.item() for name, v in self._constants.items()}
+        self._points.setdefault(self.n_steps + 1, dict(self._numbers))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a later process needs to go on, beside the model's and the optimizer's."""
+        return {
+            "hyper": self._hyper.state_dict(),
+            "n_steps": self.n_steps,
+            "points": {step: dict(values) for step, values in self._points.items()},
+            "generator": self._generator.get_state(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from where another tuner was."""
+        self._hyper.load_state_dict(state["hyper"])
+        self.n_steps = state["n_steps"]
+        self._points = {step: dict(values) for step, values in state["points"].items()}
+        self._generator.set_state(state["generator"].cpu())
+        self._take_values()
+
+
+class _Program(nn.Module):
+    """A loss as a module, so that stand-ins for the model's parameters reach it."""
+
+    def __init__(
+        self, model: nn.Module, loss: Callable[[Batch, Mapping[str, Tensor]], Tensor]
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self._loss = loss
+
+    def forward(self, batch: Batch, values: Mapping[str, Tensor]) -> Tensor:
+        return self._loss(batch, values)
+
+
+def _cross_entropy(model: nn.Module, batch: Batch, h: Mapping[str, Tensor]) -> Tensor:
+    del h  # it is at work in the batch and in the model
+    x, y = batch
+    return F.cross_entropy(model(x), y)
+
+
+def _unused(name: str, what: str) -> ValueError:
+    return ValueError(f"The {what} does not depend on {name!r}: it cannot be tuned.")
