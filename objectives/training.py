@@ -158,9 +158,11 @@ def fit(
         ValueError: If ``epochs`` or ``interval`` is below 1, or ``epochs`` below all of
             ``best_of``, or there is ``interval`` without ``checkpoints`` or with ``best_of``, or
             this machine has no such device.
+        OSError: If ``checkpoints`` cannot be a directory.
         CheckpointError: If a checkpoint cannot be used or written.
     """
     _check(epochs, interval=interval, checkpoints=checkpoints, best_of=task.best_of)
+    store = None if checkpoints is None else open_checkpoints(checkpoints)
     recipe = task.recipe(task.hyperparameters(trial))
     where = resolve_device(device)
     trial.set_user_attr("device", str(where))
@@ -170,7 +172,6 @@ def fit(
             Run(recipe, part, device=where, seed=seed, amp=amp, compile=compile)
             for part in task.data(where)
         )
-        store = None if checkpoints is None else open_checkpoints(checkpoints)
         training = _Training(trial, runs, store, metric=task.metric)
         last = epochs if interval is None else training.run.step + interval
         last = min(last, recipe.max_epochs or last)

@@ -16,11 +16,11 @@ if TYPE_CHECKING:
     from optuna_ext.checkpoints import CheckpointStore as CheckpointStore
     from optuna_ext.halving import Hyperband as Hyperband
     from optuna_ext.halving import SuccessiveHalving as SuccessiveHalving
-    from optuna_ext.pruners import HyperbandPruner as HyperbandPruner
-    from optuna_ext.pruners import SuccessiveHalvingPruner as SuccessiveHalvingPruner
     from optuna_ext.online.hypergradient import HypergradientAdam as HypergradientAdam
     from optuna_ext.online.hypergradient import HypergradientAdamW as HypergradientAdamW
     from optuna_ext.online.hypergradient import HypergradientSGD as HypergradientSGD
+    from optuna_ext.pruners import HyperbandPruner as HyperbandPruner
+    from optuna_ext.pruners import SuccessiveHalvingPruner as SuccessiveHalvingPruner
     from optuna_ext.recovery import Heartbeat as Heartbeat
     from optuna_ext.samplers import ApproximateGradientSampler as ApproximateGradientSampler
     from optuna_ext.samplers import EvolutionarySampler as EvolutionarySampler

@@ -155,7 +155,7 @@ class SuccessiveHalving(_PauseAndPromote):
             ``"best"`` compares the best values so far, which noise harms less, ``"last"`` the
             last ones.
         seed:
-            Seed of the default base sampler.
+            Seed of the default base sampler; workers need different ones.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -229,7 +229,7 @@ class Hyperband(_PauseAndPromote):
             ``"best"`` compares the best values so far, which noise harms less, ``"last"`` the
             last ones.
         seed:
-            Seed of the default base sampler.
+            Seed of the default base sampler; workers need different ones.
 
     Raises:
         ValueError: If an argument is out of range.

@@ -293,7 +293,7 @@ def _fits(value: object, annotation: str) -> bool:
 
 
 def _stream_seed(cls: type, seed: int, stream: int) -> int:
-    shared = cls.__module__.startswith("optuna_ext.") or cls.__name__ in _SEED_IS_SHARED
+    shared = cls.__module__.startswith("optuna_ext.samplers.") or cls.__name__ in _SEED_IS_SHARED
     if shared or stream == 0:
         return seed
     return int(np.random.SeedSequence((seed, stream)).generate_state(1)[0])

@@ -34,6 +34,7 @@ from studies._objective import find_objective
 from studies._objective import Objective
 from studies._options import option_parameters
 from studies._options import Options
+from studies._outage import outage_in_a_sentence
 from studies._outage import tolerant
 from studies._plan import design_size
 from studies._plan import make_plan
@@ -115,7 +116,8 @@ def as_main(
     """
 
     def callback(**values: Any) -> int:
-        return command(**values)
+        with outage_in_a_sentence():
+            return command(**values)
 
     shared = [p for p in option_parameters() if p.name not in without]
     signature = inspect.Signature([*parameters, *shared])
@@ -136,13 +138,14 @@ def as_main(
     return main
 
 
-def run_plan(plan: Plan, *, as_json: bool, run: Callable[..., None] | None = None) -> int:
+def run_plan(plan: Plan, *, as_json: bool, run: Callable[..., bool] | None = None) -> int:
     """Run a study and print what it found; return the exit code.
 
     Args:
         plan: What to run.
         as_json: Whether to print JSON and nothing else.
-        run: Runs the trials, instead of one after another in each process.
+        run: Runs the trials, instead of one after another in each process; returns whether any
+            worker lived to the end.
     """
     errors = Console(stderr=True)
     interrupt = Interrupt()
@@ -166,7 +169,9 @@ def run_plan(plan: Plan, *, as_json: bool, run: Callable[..., None] | None = Non
                     f"study {job.study!r} has its {job.trials} trials already: give it more with "
                     f"{plan.more}, or start another one with --study"
                 )
-            (run or _run)(plan, job, interrupt=interrupt, progress=progress, tickets=tickets)
+            is_alive = (run or _run)(
+                plan, job, interrupt=interrupt, progress=progress, tickets=tickets
+            )
         summary = summarize(study, location=job.storage)
         if plan.figure is not None:
             try:
@@ -182,21 +187,25 @@ def run_plan(plan: Plan, *, as_json: bool, run: Callable[..., None] | None = Non
         reason = failure_reason(progress.failures[-1])
         sys.stderr.write(f"error: every trial failed, the last one with {reason}\n")
         return 1
+    if not is_alive:
+        sys.stderr.write("error: every worker died too often: the same command goes on\n")
+        return 1
     return interrupt.exit_code
 
 
 def _run(
     plan: Plan, job: Job, *, interrupt: Interrupt, progress: StudyProgress, tickets: Tickets
-) -> None:
+) -> bool:
+    """Run the trials; return whether any worker lived to the end."""
     jobs = [
         job if device is None else replace(job, arguments={**job.arguments, "device": device})
         for device in plan.devices
     ]
     if len(jobs) == 1 and plan.ray is None:
         run_trials(jobs[0], interrupt=interrupt, after_trial=progress.update)
-        return
+        return True
     with _launcher(plan, n_workers=len(jobs), say=progress.say) as launch:
-        run_workers(
+        return run_workers(
             jobs,
             launch=launch,
             interrupt=interrupt,

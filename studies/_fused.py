@@ -87,7 +87,7 @@ def _run(
     slots: int,
     given: Mapping[str, Any],
     **others: Any,  # what only processes of their own need
-) -> None:
+) -> bool:
     from optuna_ext import fused
 
     del others
@@ -97,7 +97,7 @@ def _run(
     begun = [t for t in study.get_trials(deepcopy=False) if t.state != TrialState.WAITING]
     missing = job.trials - len(begun) + fused.interrupted(study, checkpoint)
     if missing < 1:
-        return
+        return True
 
     def look(study: Study, trial: FrozenTrial) -> None:
         del study, trial
@@ -120,13 +120,14 @@ def _run(
     except KeyboardInterrupt:
         if interrupt.signum is None:
             interrupt.signum = signal.SIGINT
-        return
+        return True
     except ValueError as error:
         raise UserError(str(error)) from error
     speed = summary.model_steps / summary.seconds
     progress.say(f"{summary.trials / summary.seconds:.3g} trials/s, {speed:,.0f} model steps/s")
     for name, reason in summary.engines.items():
         progress.say(f"engine {name}: {reason}")
+    return True
 
 
 def _checkpoint(job: Job) -> Path:

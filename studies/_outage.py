@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from collections.abc import Iterator
+from contextlib import contextmanager
 import errno
 import time
 
@@ -67,6 +68,21 @@ def tolerant(action: Callable[[], None]) -> Callable[[], None]:
                 raise
 
     return tolerating
+
+
+@contextmanager
+def outage_in_a_sentence() -> Iterator[None]:
+    """Turn what is left of an outage into one sentence.
+
+    Raises:
+        UserError: If the storage or a disk did not work.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not is_outage(error):
+            raise
+        raise UserError(f"the storage or a disk does not work: {reason(error)}") from error
 
 
 def is_outage(error: BaseException) -> bool:

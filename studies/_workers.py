@@ -46,7 +46,7 @@ def run_workers(
     look: Callable[[], None],
     after_death: Callable[[], None],
     n_done: Callable[[], int],
-) -> None:
+) -> bool:
     """Run one worker per job until all are done.
 
     One that dies is started again, but not without end if no trial comes to its end.
@@ -59,6 +59,9 @@ def run_workers(
         look: Called several times a second.
         after_death: Called when a worker has died, before its successor starts.
         n_done: Tells how many trials have come to their end.
+
+    Returns:
+        Whether any worker lived to the end.
     """
     workers = [
         _Worker(i, job, n_workers=len(jobs), launch=launch, say=say) for i, job in enumerate(jobs)
@@ -73,6 +76,7 @@ def run_workers(
                     after_death()
                     worker.restart(n_done())
             look()
+        return not all(worker.is_given_up for worker in workers)
     finally:
         _end(workers)
         after_death()
@@ -106,7 +110,7 @@ class _Worker:
         self._say = say
         self._n_starts = 0
         self._deaths_since = (0, 0)  # how often it died, since how many trials were done
-        self._is_given_up = False
+        self.is_given_up = False
         self._launched: Launched | None = None
 
     def start(self) -> None:
@@ -120,14 +124,14 @@ class _Worker:
         return self._launched is not None and self._launched.end() is None
 
     def has_died(self) -> bool:
-        return self._launched is not None and bool(self._launched.end()) and not self._is_given_up
+        return self._launched is not None and bool(self._launched.end()) and not self.is_given_up
 
     def restart(self, n_done: int) -> None:
         end = self._launched.end() if self._launched else None
         n_deaths, since = self._deaths_since
         self._deaths_since = (n_deaths + 1 if n_done == since else 1, n_done)
         if self._deaths_since[0] > _RESTARTS:
-            self._is_given_up = True
+            self.is_given_up = True
             self._say(f"{self._name} {end} too often, and is not started again")
         else:
             self._say(f"{self._name} {end}: starting it again")

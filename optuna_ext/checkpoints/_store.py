@@ -182,7 +182,7 @@ class CheckpointStore:
             newest = self._write(trial, content, step, start=start, previous=newest)
             if study is not None:
                 self._collect_now_and_then(study)
-            elif older is not None and older.artifact.startswith("trial-"):
+            elif older not in (None, newest.previous) and older.artifact.startswith("trial-"):
                 self._place.remove(older.artifact)  # nobody else knows a file outside of studies
             return newest
 
@@ -300,21 +300,17 @@ class CheckpointStore:
         previous: Checkpoint | None,
     ) -> Checkpoint:
         """Write a checkpoint, then name it: a user attribute never names half a file."""
-        if previous is not None:
-            previous = dataclasses.replace(previous, previous=None)
         file, size, sha256 = _file.dump(content)
         with file:
             name = f"{start}-{sha256}.pt"
+            if previous is not None and previous.artifact == name:  # nothing has changed
+                previous = previous.previous
+            if previous is not None:
+                previous = dataclasses.replace(previous, previous=None)
             if not (self._place.renew(name) and self._is_whole(name, sha256)):
                 self._put(name, file, trial, step)
             checkpoint = Checkpoint(
-                artifact=name,
-                step=step,
-                size=size,
-                sha256=sha256,
-                previous=None
-                if previous is None
-                else dataclasses.replace(previous, previous=None),
+                artifact=name, step=step, size=size, sha256=sha256, previous=previous
             )
             trial.set_user_attr(CHECKPOINT, checkpoint.to_dict())
             if self._place.is_gone(name):  # another worker held it for useless just before

@@ -157,12 +157,12 @@ class Lens:
     Samplers read a study's trials from its storage, each in its own way.
 
     Args:
-        storage: The storage.
-        read: Returns the trials of the one study that is looked at, in order of their numbers.
+        study: The one that is looked at.
+        read: Returns its trials as they are to be seen, in order of their numbers.
     """
 
-    def __init__(self, storage: BaseStorage, read: Callable[[], list[FrozenTrial]]) -> None:
-        self._storage = storage
+    def __init__(self, study: Study, read: Callable[[], list[FrozenTrial]]) -> None:
+        self._storage = study._storage
         self._read = read
 
     def get_all_trials(

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import threading
 from typing import Any
 from typing import TYPE_CHECKING
-import weakref
 
 import numpy as np
 import optuna
@@ -41,7 +40,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from optuna.distributions import BaseDistribution
-    from optuna.storages import BaseStorage
     from optuna.trial import FrozenTrial
 
 Explore = Callable[[dict[str, Any], np.random.Generator], Mapping[str, Any]]
@@ -227,9 +225,7 @@ class PopulationBasedTrainingSampler(BaseSampler):
 
     def _reset_caches(self) -> None:
         self._lock = threading.RLock()
-        self._tables: weakref.WeakKeyDictionary[BaseStorage, dict[int, SlotTable]] = (
-            weakref.WeakKeyDictionary()
-        )
+        self._tables: _host.StudyCache[SlotTable] = _host.StudyCache()
         self._plans: dict[tuple[int, int, int], _Plan] = {}  # of running trials
         self._asked = Asked()
 
@@ -340,17 +336,17 @@ class PopulationBasedTrainingSampler(BaseSampler):
         return [self._initial, *([explore] if isinstance(explore, BaseSampler) else [])]
 
     def _read(self, study: Study) -> SlotTable:
-        storage, study_id = _host.identity(study)
+        def make() -> SlotTable:
+            return SlotTable(
+                population_size=self._population_size,
+                first_trial=self._first_trial,
+                maximize=study.direction == StudyDirection.MAXIMIZE,
+            )
+
         with self._lock:  # also while reading: an older list must not come after a newer one
-            tables = self._tables.setdefault(storage, {})
-            if study_id not in tables:
-                tables[study_id] = SlotTable(
-                    population_size=self._population_size,
-                    first_trial=self._first_trial,
-                    maximize=study.direction == StudyDirection.MAXIMIZE,
-                )
-            tables[study_id].update(_host.all_trials(study))
-            return tables[study_id]
+            table = self._tables.get(study, make)
+            table.update(_host.all_trials(study))
+            return table
 
     def _parent(
         self, study: Study, trial: FrozenTrial, table: SlotTable, slot: int

@@ -4,7 +4,6 @@ from dataclasses import dataclass
 import threading
 from typing import Any
 from typing import TYPE_CHECKING
-import weakref
 
 from optuna.samplers import BaseSampler
 from optuna.study import StudyDirection
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from optuna.distributions import BaseDistribution
-    from optuna.storages import BaseStorage
     from optuna.study import Study
     from optuna.trial import FrozenTrial
     from optuna.trial import TrialState
@@ -88,10 +86,8 @@ class PromotionSampler(BaseSampler):
 
     def _reset_caches(self) -> None:
         self._lock = threading.RLock()
-        self._ladders: weakref.WeakKeyDictionary[BaseStorage, dict[int, Ladder]] = (
-            weakref.WeakKeyDictionary()
-        )
-        self._lenses: dict[tuple[int, int, int], _host.Lens] = {}  # by storage, study and rung
+        self._ladders: _host.StudyCache[Ladder] = _host.StudyCache()
+        self._lenses: _host.StudyCache[dict[int, _host.Lens]] = _host.StudyCache()  # by rung
         self._plans: dict[tuple[int, int, int], _Plan] = {}  # of running trials
 
     def __getstate__(self) -> dict[str, Any]:
@@ -207,32 +203,31 @@ class PromotionSampler(BaseSampler):
         _host.set_trial_user_attr(study, trial, RUNG, len(climber.scores))
 
     def _read(self, study: Study) -> Ladder:
-        storage, study_id = _host.identity(study)
+        def make() -> Ladder:
+            return Ladder(
+                self._brackets,
+                first_step=self._first_step,
+                best_so_far=self._best_so_far,
+                maximize=study.direction == StudyDirection.MAXIMIZE,
+            )
+
         with self._lock:  # also while reading: an older list must not come after a newer one
-            ladders = self._ladders.setdefault(storage, {})
-            if study_id not in ladders:
-                ladders[study_id] = Ladder(
-                    self._brackets,
-                    first_step=self._first_step,
-                    best_so_far=self._best_so_far,
-                    maximize=study.direction == StudyDirection.MAXIMIZE,
-                )
-            ladders[study_id].update(_host.all_trials(study))
-            return ladders[study_id]
+            ladder = self._ladders.get(study, make)
+            ladder.update(_host.all_trials(study))
+            return ladder
 
     def _view(self, study: Study) -> Study:
         """Return the study as the base sampler sees it: all parameters compared at one rung."""
-        storage, study_id = _host.identity(study)
         rung = rung_to_learn_from(self._read(study), self._brackets, first_step=self._first_step)
-        key = id(storage), study_id, rung
-        if key not in self._lenses:  # one for each rung: samplers take what is over for final
+        lenses = self._lenses.get(study, dict)
+        if rung not in lenses:  # one for each rung: samplers take what is over for final
             view = RungView(
                 rung - 1 + self._first_step,
                 best_so_far=self._best_so_far,
                 maximize=study.direction == StudyDirection.MAXIMIZE,
             )
-            self._lenses[key] = _host.Lens(storage, lambda: view.trials(self._read(study)))
-        return _host.seen_through(study, self._lenses[key])
+            lenses[rung] = _host.Lens(study, lambda: view.trials(self._read(study)))
+        return _host.seen_through(study, lenses[rung])
 
     def _plan_of(self, study: Study, trial: FrozenTrial) -> _Plan:
         plan = self._plans.get(_host.trial_key(study, trial))

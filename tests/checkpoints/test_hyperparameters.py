@@ -68,6 +68,8 @@ def continued(
         things = {"scheduler": scheduler} if scheduler else {}
         run = store.resume(trial, model=model, optimizer=optimizer, **things)
         assert run.step == (steps[0] if number else 0)
+        if scheduler is not None:
+            assert scheduler.get_last_lr() == [optimizer.param_groups[0]["lr"]]
         train(model, optimizer, scheduler, steps[number], lrs)
         run.save(run.step + steps[number])
         study.tell(trial, 0.0)

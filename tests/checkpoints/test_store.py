@@ -402,6 +402,13 @@ def test_a_trial_outside_of_a_study_keeps_two_files(
     assert len([*tmp_path.iterdir()]) == 2
     train(store, trial, steps=5)
     assert len([*tmp_path.iterdir()]) == 2
+    counter, run = resume(store, trial)
+    for _ in range(4):
+        saved = run.save(11)  # the same again and again
+    assert saved.previous is not None
+    assert (saved.step, saved.previous.step) == (11, 10)
+    assert resume(store, trial)[1].step == 11
+    assert counter.count == 10
 
 
 def test_a_finished_trial_evaluated_once_more_takes_nothing_from_the_study(

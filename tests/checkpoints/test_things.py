@@ -200,6 +200,23 @@ def test_compilation_and_parallelism_leave_no_trace(saved: str, loaded: str) -> 
         assert torch.equal(one, two)
 
 
+def test_a_distributed_module(tmp_path: Path) -> None:
+    store = CheckpointStore(":memory:")
+    trial = FixedTrial({})
+    inner = net()
+    distributed: Any = torch.distributed
+    distributed.init_process_group(
+        "gloo", store=distributed.FileStore(str(tmp_path / "meet"), 1), rank=0, world_size=1
+    )
+    try:
+        store.resume(trial, model=nn.parallel.DistributedDataParallel(inner)).save(1)
+    finally:
+        distributed.destroy_process_group()
+    other = net(seed=1)
+    store.resume(trial, model=other)
+    assert_same(other.state_dict(), inner.state_dict())
+
+
 def test_a_part_called_module_keeps_its_name() -> None:
     store = CheckpointStore(":memory:")
     trial = FixedTrial({})

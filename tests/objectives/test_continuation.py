@@ -232,6 +232,12 @@ def test_a_full_disk_fails_the_trial_in_one_sentence(
     assert [*tmp_path.iterdir()] == []
 
 
+def test_a_place_that_cannot_be_is_noticed_before_anything_else(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(NotADirectoryError, match="file must be a directory"):
+        digits.objective(FixedTrial({}), checkpoints=tmp_path / "file")
+
+
 def test_one_store_per_place(tmp_path: Path) -> None:
     """It knows when it last deleted what is useless, and in memory it is the place itself."""
     assert open_checkpoints(tmp_path) is open_checkpoints(str(tmp_path))

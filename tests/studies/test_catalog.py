@@ -178,3 +178,14 @@ def test_values_are_python_literals_or_else_texts() -> None:
 def test_bad_assignments_are_refused(texts: list[str]) -> None:
     with pytest.raises(UserError, match="--param"):
         parse_assignments("--param", texts)
+
+
+def test_workers_that_promote_draw_different_numbers() -> None:
+    points = set()
+    for stream in (0, 1, 2):
+        sampler, pruner = make_pair(
+            "halving", arguments={"max_resource": 9}, seed=0, stream=stream
+        )
+        study = optuna.create_study(sampler=sampler, pruner=pruner)
+        points.add(study.ask().suggest_float("x", 0, 1))
+    assert len(points) == 3

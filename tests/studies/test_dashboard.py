@@ -16,6 +16,7 @@ import urllib.request
 
 import pytest
 
+from studies import halving
 from studies import pbt
 from studies import run
 
@@ -118,3 +119,27 @@ def test_the_dashboard_shows_the_family_tree_of_a_population(
         tree = page.locator("[id*=family-tree]").first
         expect(tree).to_contain_text("lineage of the best", timeout=60_000)
         expect(tree.locator("path.point")).to_have_count(6, timeout=60_000)
+
+
+@pytest.mark.browser
+def test_the_dashboard_shows_who_survived(
+    toy: Toy, capsys: pytest.CaptureFixture[str], chromium: str
+) -> None:
+    from playwright.sync_api import expect
+    from playwright.sync_api import sync_playwright
+
+    flags = ["--epochs", "2", "--eta", "2", "--min-epochs", "1", "--trials", "5", "--synchronous"]
+    given = ["digits", *flags, "--device", "cpu", "--storage", "toy.db", "--no-figure"]
+    assert halving.main(given) == 0
+    command = capsys.readouterr().out.partition("Look closer: ")[2].strip()
+    with (
+        _serve(command) as address,
+        sync_playwright() as playwright,
+        playwright.chromium.launch(executable_path=chromium, args=_FLAGS) as browser,
+    ):
+        page = browser.new_page()
+        page.goto(f"{address}/dashboard/")
+        page.get_by_text("1. digits-halving").click(timeout=60_000)
+        chart = page.locator("[id*=survival]").first
+        expect(chart).to_contain_text("reached the end", timeout=60_000)
+        expect(chart).to_contain_text("step 1", timeout=60_000)

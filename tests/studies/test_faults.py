@@ -20,7 +20,9 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
+from typing import Any
 
 import optuna
 from optuna.storages import RDBStorage
@@ -30,6 +32,7 @@ import psutil
 import pytest
 
 from optuna_ext import open_storage
+from optuna_ext.lineage import lineage
 import studies
 
 
@@ -45,7 +48,6 @@ import sys
 import time
 
 if "studies._runner" in sys.orig_argv:  # a worker, whose clock is up to a day off
-    open(f"worker-{os.getpid()}", "w").close()
     skew = datetime.timedelta(seconds=random.Random(os.getpid()).uniform(-1e5, 1e5))
 
     class Skewed(datetime.datetime):
@@ -59,6 +61,7 @@ if "studies._runner" in sys.orig_argv:  # a worker, whose clock is up to a day o
 
 
 def objective(trial):
+    open(f"worker-{os.getpid()}", "w").close()
     x, y = (trial.suggest_float(name, 0.0, 1.0) for name in "xy")
     for step in range(3):
         trial.report(x + y, step)
@@ -66,6 +69,50 @@ def objective(trial):
     while trial.number > HALF and not os.path.exists("calm"):
         time.sleep(0.05)  # the study must not end before all faults are tried
     return x + y
+"""
+
+TRAINING = """
+import errno
+import os
+import time
+
+from optuna.artifacts import FileSystemArtifactStore
+import torch
+
+from optuna_ext import CheckpointStore
+
+
+class Disk(FileSystemArtifactStore):
+    def write(self, artifact_id, content_body):
+        if os.path.exists("full"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        super().write(artifact_id, content_body)
+
+
+os.makedirs("checkpoints", exist_ok=True)
+store = CheckpointStore(Disk("checkpoints"))
+
+
+def objective(trial, *, checkpoints=None):
+    lr = trial.suggest_float("lr", 0.01, 0.1)
+    torch.manual_seed(0)
+    model = torch.nn.Linear(4, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9)
+    run = store.resume(trial, model=model, optimizer=optimizer)
+    loss = torch.tensor(trial.user_attrs.get("loss", 0.0))
+    for step in range(run.step + 1, 11):
+        x = torch.randn(8, 4)
+        loss = (model(x) - x.sum(1, keepdim=True)).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        trial.report(loss.item(), step)
+        trial.set_user_attr("loss", loss.item())
+        run.save(step)
+        if checkpoints:
+            open(f"worker-{os.getpid()}", "w").close()
+            time.sleep(0.1)
+    return loss.item()
 """
 
 SERVER = """
@@ -85,12 +132,13 @@ class Ordeal:
     storage: str
     n_workers: int
     faults: list[Callable[[], None]] = field(default_factory=list)
+    options: str = f"--trials {N_TRIALS} --retries 50"
     process: subprocess.Popen[str] | None = None
     n_starts: int = 0
 
     def start(self) -> None:
         command = f"objective.py:objective --storage {self.storage} --study s --seed 1 --no-figure"
-        options = f"--trials {N_TRIALS} --workers {self.n_workers} --retries 50 --json"
+        options = f"{self.options} --workers {self.n_workers} --json"
         self.n_starts += 1
         with (self.folder / f"errors-{self.n_starts}").open("w") as errors:
             self.process = subprocess.Popen(
@@ -104,7 +152,7 @@ class Ordeal:
             )
 
     def workers(self) -> list[psutil.Process]:
-        """Return the workers that have got as far as importing the objective."""
+        """Return the workers that have got to work."""
         assert self.process is not None
         with contextlib.suppress(psutil.NoSuchProcess):
             children = psutil.Process(self.process.pid).children()
@@ -133,7 +181,7 @@ class Ordeal:
         while self.process.poll() != 0:
             assert time.monotonic() < deadline, self.errors()  # before pytest's own timeout
             if self.process.poll() is not None:
-                assert self.n_starts < 10, self.errors()
+                assert self.n_starts < 30, self.errors()
                 self.start()
             elif not faults:
                 (self.folder / "calm").touch()
@@ -268,3 +316,33 @@ def test_grpc(tmp_path: Path, ordeal: Callable[..., Ordeal]) -> None:
         for server in servers:
             server.kill()
             server.wait()
+
+
+@pytest.mark.slow
+def test_trainings_go_on_from_their_checkpoints(
+    tmp_path: Path, ordeal: Callable[..., Ordeal], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever was killed, and although the disk was full, each step is trained as if nothing."""
+    (tmp_path / "objective.py").write_text(TRAINING)
+
+    def fill_the_disk() -> None:
+        (tmp_path / "full").touch()
+        threading.Timer(1.0, (tmp_path / "full").unlink).start()
+
+    under_fire = ordeal(f"{tmp_path}/study.db", 2, fill_the_disk)
+    under_fire.options = "--trials 6 --checkpoints checkpoints"
+    trials = under_fire.endure()
+    study = optuna.create_study()
+    study.add_trials(trials)
+    done = [trial for trial in trials if trial.state == TrialState.COMPLETE]
+    assert len(done) == 6, [(t.number, t.state, t.user_attrs, t.system_attrs) for t in trials]
+    assert any("checkpoint" in trial.user_attrs for trial in trials if trial not in done)
+    monkeypatch.chdir(tmp_path)
+    namespace: dict[str, Any] = {}
+    exec(TRAINING, namespace)
+    for trial in done:
+        undisturbed = namespace["objective"](optuna.trial.FixedTrial(trial.params))
+        assert trial.value == undisturbed
+        assert list(trial.intermediate_values) == list(range(1, 11))
+        (interval,) = lineage(study, trial.number)
+        assert interval.steps == range(1, 11)

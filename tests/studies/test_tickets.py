@@ -1,13 +1,20 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
+import threading
+import time
 from typing import TYPE_CHECKING
 
 import optuna
+from optuna.storages import RDBStorage
 import psutil
 import pytest
 
+from optuna_ext import open_storage
 from studies import run
+from studies._locks import study_lock
+from studies._tickets import Tickets
 
 
 if TYPE_CHECKING:
@@ -30,3 +37,60 @@ def test_only_processes_that_can_be_seen_from_here_count_as_dead(
         monkeypatch.setattr(os, "readlink", lambda path: namespace)
     assert run.main(toy.arguments("--trials", 3)) == 0
     assert [trial.state.name for trial in toy.trials()] == ["COMPLETE", state, "COMPLETE"]
+
+
+@pytest.mark.parametrize(("kind", "state"), [("journal:", "FAIL"), ("", "RUNNING")])
+def test_a_process_of_another_machine_is_dead_when_its_heart_stops(
+    kind: str, state: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which no process of another machine can be that shares an SQLite file."""
+    now = 0.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    location = f"{kind}{tmp_path}/study"
+    storage = open_storage(location)
+    study = optuna.create_study(storage=storage)
+    for beats in (True, False):
+        trial = study.ask()
+        trial.set_user_attr("process", "other/pid:[1] 1 1.0")
+        trial.set_user_attr("heartbeat", 0)
+        tickets = Tickets(study, storage, location=location, total=9, retries=1)
+        for count in range(6):
+            if beats:
+                trial.set_user_attr("heartbeat", count)
+            now += 50
+            tickets.fail_orphans()
+        if beats:
+            assert study.trials[-1].state.name == "RUNNING"
+            study.tell(trial, 0.0)
+    assert study.trials[1].state.name == state
+    assert [t.state.name for t in study.trials[2:]] == ["WAITING"] * (state == "FAIL")
+
+
+def test_machines_on_one_server_share_its_lock(new_database: str) -> None:
+    first, second, other = (open_storage(new_database) for _ in range(3))
+    lock = study_lock(new_database, first, "s")
+    taken = threading.Event()
+
+    def take() -> None:
+        with study_lock(new_database, second, "s"):
+            taken.set()
+
+    with lock:
+        with study_lock(new_database, other, "another study"):
+            pass
+        thread = threading.Thread(target=take)
+        thread.start()
+        assert not taken.wait(0.5)
+        assert isinstance(first, RDBStorage)
+        with first.engine.connect() as connection:  # as if the machine had died
+            connection.exec_driver_sql(
+                "SELECT pg_terminate_backend(pid) FROM pg_locks "
+                "WHERE locktype = 'advisory' AND granted"
+            )
+        assert taken.wait(60)
+        thread.join()
+    with lock:  # it is as good as new
+        pass
+    for storage in (first, second, other):
+        assert isinstance(storage, RDBStorage)
+        storage.engine.dispose()
