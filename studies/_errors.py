@@ -10,6 +10,7 @@ import sys
 from typing import Any
 
 from typer.core import TyperCommand
+from typer.core import TyperGroup
 from typer.exceptions import TyperException
 
 
@@ -20,9 +21,7 @@ class UserError(Exception):
     """A mistake of the user: its message is the sentence the command line ends with (code 2)."""
 
 
-class SentenceCommand(TyperCommand):
-    """A command that ends a mistake with one sentence and an interrupt with code 130."""
-
+class _InSentences:
     def main(
         self,
         args: Sequence[str] | None = None,
@@ -36,7 +35,8 @@ class SentenceCommand(TyperCommand):
         if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # as studies/__init__.py left it
             signal.signal(signal.SIGINT, signal.default_int_handler)
         try:
-            code = super().main(args, prog_name, complete_var, False, windows_expand_args, **extra)
+            main = super().main  # type: ignore[misc]  # of the class it is mixed into
+            code = main(args, prog_name, complete_var, False, windows_expand_args, **extra)
             code = int(code or 0)
         except TyperException as error:
             code = _say(error.format_message(), error.exit_code)
@@ -47,6 +47,14 @@ class SentenceCommand(TyperCommand):
         if standalone_mode:
             sys.exit(code)
         return code
+
+
+class SentenceCommand(_InSentences, TyperCommand):
+    """A command that ends a mistake with one sentence and an interrupt with code 130."""
+
+
+class SentenceGroup(_InSentences, TyperGroup):
+    """Several commands that end likewise."""
 
 
 def unknown(kind: str, name: str, choices: Iterable[str], *, where: str = "") -> UserError:

@@ -24,6 +24,7 @@ from optuna.samplers import TPESampler
 from optuna.study import Study
 from optuna.trial import FrozenTrial
 from optuna.trial import Trial
+from optuna.trial import TrialState
 
 from objectives import boundaries
 from objectives.training import fit
@@ -160,7 +161,8 @@ def _halving(objective: Objective, budget: Budget, seed: int) -> Study:
 
     def stop_when_spent(study: Study, trial: FrozenTrial) -> None:
         del trial
-        if _n_intervals(study) >= budget.members * budget.intervals:
+        is_spent = _n_intervals(study) >= budget.members * budget.intervals
+        if is_spent and study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
             study.stop()
 
     study.optimize(objective, callbacks=[stop_when_spent])

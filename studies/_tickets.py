@@ -174,10 +174,10 @@ class Tickets:
         if orphans:
             trials = self._study.get_trials(deepcopy=False)
         # Also trials of a process that died between these two steps.
-        repeated = [t for t in trials if self._is_to_be_repeated(t, trials)]
-        for trial in repeated:
+        lost = self._to_be_repeated(trials)
+        for trial in lost:
             retry(self._study, trial, forget=(_PROCESS, _REASON))
-        return self._study.get_trials(deepcopy=False) if repeated else trials
+        return self._study.get_trials(deepcopy=False) if lost else trials
 
     def _silent(self, running: Sequence[FrozenTrial]) -> list[FrozenTrial]:
         if self._watch is None:
@@ -197,14 +197,21 @@ class Tickets:
         # which is ours now. Other programs' trials have no signature either, but other numbers.
         return _KILLED if trial.number == self._study.user_attrs.get(_STARTING) else None
 
-    def _is_to_be_repeated(self, trial: FrozenTrial, trials: Sequence[FrozenTrial]) -> bool:
-        reason = trial.user_attrs.get(_REASON)
-        if trial.state != TrialState.FAIL or reason not in (INTERRUPTED, _KILLED, _CUT_OFF):
-            return False
-        if not self._retries or trial.number in superseded(trials):
-            return False
-        is_innocent = reason != _KILLED
-        return has_retries(trials, trial, math.inf if is_innocent else self._retries)
+    def _to_be_repeated(self, trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+        """Return the trials that were cut short, have retries left and are not repeated yet."""
+        if not self._retries:
+            return []
+        # Only death may be the trial's own fault.
+        retries = {_KILLED: self._retries, INTERRUPTED: math.inf, _CUT_OFF: math.inf}
+        repeated = superseded(trials)
+        return [
+            trial
+            for trial in trials
+            if trial.state == TrialState.FAIL
+            and trial.number not in repeated
+            and (reason := trial.user_attrs.get(_REASON)) in retries
+            and has_retries(trials, trial, retries[reason])
+        ]
 
     def _write_to(self, number: int) -> Callable[[str, Any], None]:
         return functools.partial(self._storage.set_trial_user_attr, self._trial_id(number))

@@ -35,7 +35,7 @@ from rich.table import Table
 import torch
 import typer
 
-from studies._errors import SentenceCommand
+from studies._errors import SentenceGroup
 from studies._errors import unknown
 from studies._pbt_quality import Budget
 from studies._pbt_quality import Case
@@ -51,13 +51,13 @@ from studies._pbt_speed import Setting
 from studies._pbt_speed import Timing
 
 
-app = typer.Typer(add_completion=False)
+app = typer.Typer(add_completion=False, cls=SentenceGroup)
 
 Seeds = Annotated[int, typer.Option(help="Runs of each.", min=1)]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 
 
-@app.command(cls=SentenceCommand)
+@app.command()
 def quality(
     seeds: Seeds = 10,
     members: Annotated[int, typer.Option(help="Members of the population.", min=2)] = 10,
@@ -113,7 +113,7 @@ def _median_and_range(values: Sequence[float]) -> str:
     return f"{statistics.median(values):.4f} ({min(values):.4f} to {max(values):.4f})"
 
 
-@app.command(cls=SentenceCommand)
+@app.command()
 def speed(
     seeds: Seeds = 3,
     members: Annotated[int, typer.Option(help="Members of the population.", min=2)] = 8,

@@ -75,15 +75,15 @@ def main(
     given = {"epochs": epochs, "device": device, "data_dir": data_dir and str(data_dir)}
     arguments = {n: v for n, v in given.items() if n in objective.keywords() and v is not None}
     console = Console(stderr=True)
-    study = optuna.create_study(
-        direction=StudyDirection[objective.directions[0].upper()],
-        sampler=RandomSampler(seed=seed),
-        pruner=NopPruner(),
-    )
     with (
         quiet_optuna(ConsoleHandler(console)),
         Progress(console=console, transient=True, disable=not console.is_terminal) as progress,
     ):
+        study = optuna.create_study(
+            direction=StudyDirection[objective.directions[0].upper()],
+            sampler=RandomSampler(seed=seed),
+            pruner=NopPruner(),
+        )
         task = progress.add_task(name, total=configs)
         try:
             study.optimize(

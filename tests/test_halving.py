@@ -283,6 +283,18 @@ def test_enqueued_parameters_are_born() -> None:
     assert 3 in [t.user_attrs.get("parent") for t in study.trials]  # it is the best
 
 
+@pytest.mark.parametrize(("parent", "rung"), [(0, 1), (99, 0)])
+def test_the_user_may_choose_a_parent(parent: int, rung: int) -> None:
+    study = study_of(SuccessiveHalving(max_resource=9, base_sampler=RandomSampler(seed=0)))
+    training = Training(9)
+    study.optimize(training, n_trials=1)
+    study.enqueue_trial({"x": 0.0, "kind": "plain"}, user_attrs={"parent": parent})
+    study.optimize(training, n_trials=1)
+    trial = study.trials[1]
+    assert (trial.user_attrs["rung"], trial.params) == (rung, {"x": 0.0, "kind": "plain"})
+    assert trial.last_step == [1, 3][rung]
+
+
 def test_nan_is_never_promoted() -> None:
     study = study_of(SuccessiveHalving(max_resource=9, seed=0))
 

@@ -169,12 +169,7 @@ class PromotionSampler(BaseSampler):
         """Return from which trial one goes on, and write it down; None for a newborn."""
         ladder = self._read(study)
         if _host.is_enqueued(trial):
-            parent = parent_of(trial)
-            if parent is not None:  # retried after its worker died
-                return ladder.trials[parent]
-            if RUNG not in trial.user_attrs:
-                self._begin(study, trial, ladder)
-            return None
+            return self._decide_enqueued(study, trial, ladder)
         taken: set[int] = set()
         for _ in range(_MAX_CLAIMS):
             climber = self._promotions.next(ladder, taken)
@@ -191,6 +186,20 @@ class PromotionSampler(BaseSampler):
             self._read(study)
         self._begin(study, trial, ladder)
         return None
+
+    def _decide_enqueued(
+        self, study: Study, trial: FrozenTrial, ladder: Ladder
+    ) -> FrozenTrial | None:
+        """Keep to what was decided: by a trial that is retried now, or by the user."""
+        parent = parent_of(trial)
+        is_born = parent is None or not 0 <= parent < len(ladder.trials)
+        if RUNG not in trial.user_attrs:
+            climber = None if is_born else ladder.climbers.get(ladder.root_of(trial.number))
+            if climber is None:
+                self._begin(study, trial, ladder)
+            else:
+                self._go_on(study, trial, climber)
+        return None if is_born or parent is None else ladder.trials[parent]
 
     def _begin(self, study: Study, trial: FrozenTrial, ladder: Ladder) -> None:
         for key, value in self._promotions.birth(ladder).items():

@@ -327,7 +327,7 @@ def test_trainings_go_on_from_their_checkpoints(
 
     def fill_the_disk() -> None:
         (tmp_path / "full").touch()
-        threading.Timer(1.0, (tmp_path / "full").unlink).start()
+        threading.Timer(1.0, (tmp_path / "full").unlink, [True]).start()
 
     under_fire = ordeal(f"{tmp_path}/study.db", 2, fill_the_disk)
     under_fire.options = "--trials 6 --checkpoints checkpoints"

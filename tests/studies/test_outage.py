@@ -1,0 +1,79 @@
+from __future__ import annotations
+
+import errno
+import time
+
+from optuna.exceptions import StorageInternalError
+import pytest
+from sqlalchemy.exc import OperationalError
+
+from studies import _outage
+from studies._errors import UserError
+from studies._interrupt import Interrupt
+from studies._outage import is_outage
+from studies._outage import Outage
+from studies._outage import outage_in_a_sentence
+from studies._outage import tolerant
+
+
+FULL = OSError(errno.ENOSPC, "No space left on device")
+
+
+def raised_from(cause: BaseException) -> RuntimeError:
+    try:
+        raise RuntimeError("what came of it") from cause
+    except RuntimeError as error:
+        return error
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (FULL, True),
+        (raised_from(FULL), True),
+        (StorageInternalError("commit"), True),
+        (raised_from(OperationalError("SELECT 1", None, Exception("gone"))), True),
+        (OSError(errno.ENOENT, "no such file"), False),
+        (ValueError("a mistake of the objective"), False),
+    ],
+)
+def test_what_is_an_outage(error: Exception, expected: bool) -> None:
+    assert is_outage(error) is expected
+
+
+def test_an_outage_is_sat_out_but_not_forever(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    monkeypatch.setattr(_outage, "_PAUSE", 0.0)
+    outage = Outage(Interrupt())
+    for _ in range(3):  # each of them with a success in between
+        for passed in (0.0, 50.0, 9.0):
+            now += passed
+            outage.wait(FULL)
+        outage.is_over()
+    outage.wait(FULL)
+    now += 61
+    with pytest.raises(UserError, match="has not worked for 60 s: the same command goes on"):
+        outage.wait(FULL)
+
+
+def test_other_errors_are_raised_again() -> None:
+    with pytest.raises(ValueError, match="a mistake"):
+        Outage(Interrupt()).wait(ValueError("a mistake"))
+
+    def mistake() -> None:
+        raise ValueError("a mistake")
+
+    with pytest.raises(ValueError, match="a mistake"):
+        tolerant(mistake)()
+    with pytest.raises(ValueError, match="a mistake"), outage_in_a_sentence():
+        mistake()
+
+
+def test_an_outage_is_tolerated_or_said_in_a_sentence() -> None:
+    def fail() -> None:
+        raise raised_from(FULL)
+
+    tolerant(fail)()
+    with pytest.raises(UserError, match="does not work: .*No space left"), outage_in_a_sentence():
+        fail()
