@@ -59,12 +59,11 @@ class HistorySampler(BaseSampler, abc.ABC):
     ended up with the same row, one would have written its last plan before the other one did its
     last reading, which then would have shown it. This holds even for a trial that sees nobody:
     somebody may start before it has stored its first parameter, and would know neither its row
-    nor, as nobody shall wait, when it will be known. So every trial writes a plan. Reading once
-    more is what costs, and what a trial that is alone at both times learns nothing from.
+    nor, as nobody shall wait, when it will be known. So every trial writes a plan.
 
-    The row of a trial is chosen as a whole, and so can be compared, as soon as a trial is
-    finished or if the search space is given. A row is repeated only if the search wants that, or
-    if the space is all but used up.
+    A row is chosen as a whole, and so can be compared, as soon as a trial is finished or if the
+    search space is given; until then trials take different points of the start-up design. A row
+    is repeated only if the search wants that, or if the space is all but used up.
     """
 
     def __init__(
