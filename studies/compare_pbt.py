@@ -140,12 +140,16 @@ def speed(
     setting = Setting(members, intervals, steps, data_dir)
     timings = list(_progress(race(setting, range(seeds), names), seeds * len(names)))
     if json:
-        typer.echo(dumps([asdict(timing) for timing in timings], indent=2))
+        typer.echo(dumps([_finite(asdict(timing)) for timing in timings], indent=2))
         return
     console = _console()
     title = f"{members} x {intervals} intervals of {steps} steps, {seeds} seeds"
     console.print(f"[bold]MNIST: {title}; medians[/bold]")
     console.print(_speed_table(timings, names))
+
+
+def _finite(values: dict[str, Any]) -> dict[str, Any]:
+    return {name: None if value != value else value for name, value in values.items()}
 
 
 def _speed_table(timings: Sequence[Timing], names: Sequence[str]) -> Table:
