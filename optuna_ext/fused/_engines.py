@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from contextlib import nullcontext
 from dataclasses import dataclass
 import hashlib
+import types
 from typing import Any
 from typing import ClassVar
 import warnings
@@ -152,7 +153,11 @@ class VmapEngine(Engine):
 
     def __init__(self, program: Program) -> None:
         super().__init__(program)
-        self._losses = torch.compile(self._eager) if program.compile else self._eager
+        self._losses = self._eager
+        if program.compile:
+            # What the compiler knows hangs on the code object, of which it allows few versions.
+            own = types.FunctionType(VmapEngine._eager.__code__.replace(), globals())
+            self._losses = torch.compile(types.MethodType(own, self), dynamic=False)
 
     def gradients(self, batch: Batch) -> tuple[Tensor, Tensor]:
         p = self._program
