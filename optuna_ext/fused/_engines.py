@@ -58,7 +58,7 @@ class Program:
         seeds:
             The seeds of the members.
         steps:
-            How many steps they have made.
+            How many steps they have made ``(slots,)``, on the CPU.
         autocast:
             Makes the context of a forward.
         compile:
@@ -72,7 +72,7 @@ class Program:
     hyper: Tensors
     models: list[nn.Module | None]
     seeds: list[int]
-    steps: list[int]
+    steps: Tensor
     autocast: Callable[[], AbstractContextManager[Any]]
     compile: bool
 
@@ -99,7 +99,7 @@ class Program:
         self.hyper = {name: values[rows] for name, values in self.hyper.items()}
         self.models = [self.models[slot] for slot in keep]
         self.seeds = [self.seeds[slot] for slot in keep]
-        self.steps = [self.steps[slot] for slot in keep]
+        self.steps = self.steps[[*keep]]
 
     def mean_loss(self, outputs: Tensor, y: Tensor, live: Tensor | None, hyper: Tensors) -> Tensor:
         """The loss of one member."""
@@ -395,7 +395,7 @@ def _draws(model: nn.Module, x: Tensor) -> bool:
 @contextmanager
 def _seeded(program: Program, slot: int, device: torch.device) -> Iterator[None]:
     """Make what a step draws from the generator of the process depend on its member alone."""
-    text = f"{program.seeds[slot]},{program.steps[slot]}"
+    text = f"{program.seeds[slot]},{int(program.steps[slot])}"
     digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(int.from_bytes(digest, "big", signed=True))
