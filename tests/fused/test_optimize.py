@@ -445,7 +445,7 @@ class TestParents:
             assert trial.value == pytest.approx(value, rel=1e-12)
 
     def test_too_few_slots(self) -> None:
-        with pytest.raises(ValueError, match="has parent 0: use as many slots as the population"):
+        with pytest.raises(ValueError, match="has parent .: use as many slots as the population"):
             run(9, problem(suggest=self.given), slots=1, study=new_study(sampler=Inheriting()))
 
 
