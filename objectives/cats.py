@@ -60,7 +60,8 @@ DEFAULTS: dict[str, Any] = {"iterations": 700, "lr": 0.0075, "h1": 20, "h2": 7, 
 EPOCHS = 7
 """The most a trial trains if not told otherwise: enough for every level of ``iterations``."""
 
-_STEPS = 100  # of an epoch, each on all images: divides every level of iterations
+STEPS = 100
+"""Steps of an epoch, each on all images: divides every level of ``iterations``."""
 _FOLDS = 5
 
 
@@ -139,14 +140,14 @@ def objective(
             seed=seed,
         ),
         epochs=epochs,
-        device=_float64_device(device),
+        device=float64_device(device),
         seed=seed,
         compile=compile,
         checkpoints=checkpoints,
         interval=interval,
     )
     if "best_epoch" in trial.user_attrs:
-        trial.set_user_attr("iterations", _STEPS * trial.user_attrs["best_epoch"])
+        trial.set_user_attr("iterations", STEPS * trial.user_attrs["best_epoch"])
     return value
 
 
@@ -164,7 +165,6 @@ def task(
         ValueError: If there is no such ``protocol`` or ``hidden_layers``.
         DataNotFoundError: If the files are not there; nobody may hand them out.
     """
-    from objectives.data import load
     from objectives.training import Task
 
     if protocol not in ("cv", "document"):
@@ -172,22 +172,22 @@ def task(
     if hidden_layers not in (2, 3):
         raise ValueError(f"hidden_layers must be 2 or 3, but it is {hidden_layers!r}.")
     names = (*SPACE,)[1 if fidelity else 0 : 2 + hidden_layers]
-    images = _in_own_span(load("cats", data_dir=data_dir))
+    images = in_own_span(data_dir=data_dir)
     parts = images.folds if protocol == "cv" else (images.document,)
 
     def recipe(params: Mapping[str, Any]) -> Recipe:
         hidden = [params[f"h{i}"] for i in range(1, hidden_layers + 1)]
-        iterations = params.get("iterations", _STEPS * EPOCHS)
+        iterations = params.get("iterations", STEPS * EPOCHS)
         return dataclasses.replace(
             _recipe(params["lr"], hidden, basis=images.basis, seed=seed),
-            max_epochs=iterations // _STEPS,
+            max_epochs=iterations // STEPS,
         )
 
     return Task(
         hyperparameters=lambda trial: {name: suggest(trial, SPACE, name) for name in names},
         recipe=recipe,
         data=lambda where: [part.to(where) for part in parts],
-        best_of=[int(level) // _STEPS for level in LEVELS["iterations"]] if fidelity else None,
+        best_of=[int(level) // STEPS for level in LEVELS["iterations"]] if fidelity else None,
     )
 
 
@@ -247,32 +247,53 @@ def train_curve(
         ValueError: If ``iterations`` is no multiple of 100 or there is no such ``device``.
         DataNotFoundError: If the files are not there; nobody may hand them out.
     """
-    from objectives.data import load
     from objectives.runs import Run
 
-    if iterations % _STEPS:
-        raise ValueError(f"iterations must be a multiple of {_STEPS}, but it is {iterations}.")
-    images = _in_own_span(load("cats", data_dir=data_dir))
-    where = _float64_device(device)
+    if iterations % STEPS:
+        raise ValueError(f"iterations must be a multiple of {STEPS}, but it is {iterations}.")
+    images = in_own_span(data_dir=data_dir)
+    where = float64_device(device)
     hidden = (h1, h2) if h3 is None else (h1, h2, h3)
     recipe = _recipe(lr, hidden, basis=images.basis, seed=seed)
     run = Run(recipe, images.document.to(where), device=where, seed=seed)
     curve = {0: Result(train=run.evaluate("train"), test=run.evaluate("test"))}
-    for step in range(_STEPS, iterations + 1, _STEPS):
+    for step in range(STEPS, iterations + 1, STEPS):
         run.train_epoch()
         curve[step] = Result(train=run.evaluate("train"), test=run.evaluate("test"))
     return curve
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class _Images:
-    basis: NDArray[np.float64]  # (12288, r) orthonormal
-    document: Data  # 209 training images; the 50 test images also validate
-    folds: tuple[Data, ...]  # cross-validation on the training images that are no test image
+class Images:
+    """All images in as many coordinates as there are images.
+
+    Args:
+        basis:
+            ``(12288, r)``, orthonormal: pixels times it are coordinates.
+        document:
+            209 training images; the 50 test images also validate.
+        folds:
+            Cross-validation on the training images that are no test image.
+    """
+
+    basis: NDArray[np.float64]
+    document: Data
+    folds: tuple[Data, ...]
+
+
+def in_own_span(*, data_dir: str | os.PathLike[str] | None = None) -> Images:
+    """Load the images in few coordinates.
+
+    Raises:
+        DataNotFoundError: If the files are not there; nobody may hand them out.
+    """
+    from objectives.data import load
+
+    return _in_own_span(load("cats", data_dir=data_dir))
 
 
 @functools.cache
-def _in_own_span(pixels: Data) -> _Images:
+def _in_own_span(pixels: Data) -> Images:
     """Describe the 259 images by as many coordinates instead of 12,288 pixels.
 
     Gradient descent changes the first layer's weights W only within the span of the images, and
@@ -294,7 +315,7 @@ def _in_own_span(pixels: Data) -> _Images:
         )
         for rest, fold in splitter.split(x, y)
     )
-    return _Images(basis=q.numpy(), document=document, folds=folds)
+    return Images(basis=q.numpy(), document=document, folds=folds)
 
 
 def _recipe(lr: float, hidden: Sequence[int], *, basis: NDArray[np.float64], seed: int) -> Recipe:
@@ -307,12 +328,17 @@ def _recipe(lr: float, hidden: Sequence[int], *, basis: NDArray[np.float64], see
         model=lambda _: cat_net(hidden, basis=basis, seed=seed),
         optimizer=lambda parameters: SGD(parameters, lr=lr),
         batch_size=None,
-        passes_per_epoch=_STEPS,
+        passes_per_epoch=STEPS,
         n_parameters=sum((i + 1) * o for i, o in itertools.pairwise((len(basis), *hidden, 1))),
     )
 
 
-def _float64_device(device: str | torch.device) -> torch.device:
+def float64_device(device: str | torch.device) -> torch.device:
+    """Find a device that knows float64, which MPS does not.
+
+    Raises:
+        ValueError: If this machine has no such device, or it is MPS.
+    """
     from objectives.training import resolve_device
 
     found = resolve_device(device)

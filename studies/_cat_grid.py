@@ -1,7 +1,8 @@
 """The whole grid of cat classifiers of Mahto & Chauhan, trained and kept in a file.
 
 They trained each of the 3125 points by itself, in 12 hours. A training of 700 iterations passes by
-all five levels of ``iterations``, so 625 trainings are enough.
+all five levels of ``iterations``, so 625 trainings are enough; and 25 of them make one program
+(see ``objectives.cat_grid``), which takes the time of some two.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from collections.abc import Generator
 from collections.abc import Mapping
+from collections.abc import Sequence
 from concurrent.futures import as_completed
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -24,6 +26,7 @@ import sys
 import threading
 import time
 from typing import Any
+from typing import TYPE_CHECKING
 from zipfile import BadZipFile
 
 import numpy as np
@@ -43,8 +46,12 @@ from studies._options import Options
 from studies._report import to_json
 
 
+if TYPE_CHECKING:
+    from objectives.cat_grid import Network
+
 Cell = tuple[int, ...]  # positions in the lists of levels
 Curve = dict[int, cats.Result]
+Train = Callable[..., list[Curve]]
 
 _AXES = dict(zip(("ITR", "LR", "H1", "H2", "H3"), cats.LEVELS, strict=True))  # names in the file
 _RESULTS = ("test", "train", "testloss", "trainloss")
@@ -221,8 +228,9 @@ def _share_of_others(options: Options) -> float:
         raise UserError(str(error)) from error
 
 
-def _trainer(options: Options, *, seed: int) -> Callable[..., Curve]:
-    """Return what trains a network."""
+def _trainer(options: Options, *, seed: int) -> Train:
+    """Return what trains networks together."""
+    from objectives import cat_grid
     from objectives.training import resolve_device
 
     device = options.device or "cpu"  # the networks are too small for anything else
@@ -231,7 +239,7 @@ def _trainer(options: Options, *, seed: int) -> Callable[..., Curve]:
     except ValueError as error:
         raise UserError(f"--device: {error}") from error
     return functools.partial(
-        cats.train_curve,
+        cat_grid.train_together,
         iterations=int(max(cats.LEVELS["iterations"])),
         device=device,
         data_dir=options.data_dir,
@@ -242,7 +250,7 @@ def _trainer(options: Options, *, seed: int) -> Callable[..., Curve]:
 def _train(
     grid: Grid,
     path: Path,
-    train: Callable[..., Curve],
+    train: Train,
     *,
     workers: int,
     interrupt: Interrupt,
@@ -266,8 +274,10 @@ def _train(
         closing(_results(grid, missing, train, workers=workers)) as results,
     ):
         task = bar.add_task("", total=grid.n_networks, completed=n_before, best=0.0)
-        for n, (network, curve) in enumerate(results, start=n_before + 1):
-            grid.put(network, curve)
+        for curves in results:
+            for network, curve in curves.items():
+                grid.put(network, curve)
+            n = grid.n_networks - len(grid.missing())
             now = time.monotonic()
             grid.seconds = s_before + now - started
             bar.update(task, completed=n, best=np.nanmax(grid.test))
@@ -282,25 +292,37 @@ def _train(
 
 
 def _results(
-    grid: Grid, networks: list[Cell], train: Callable[..., Curve], *, workers: int
-) -> Generator[tuple[Cell, Curve], None, None]:
-    """Yield networks and what came out of them, as they end, from ``workers`` processes."""
-    settings = {network: {"h3": None, **grid.point((0, *network))} for network in networks}
-    for setting in settings.values():
-        del setting["iterations"]  # all of them
+    grid: Grid, networks: list[Cell], train: Train, *, workers: int
+) -> Generator[dict[Cell, Curve], None, None]:
+    """Yield what came out of networks, program by program, from ``workers`` processes."""
+    chunks: dict[Cell, list[Cell]] = {}
+    for network in networks:
+        chunks.setdefault(network[1:-1], []).append(network)  # of equal layers but for the last
     if workers == 1:
-        yield from ((network, train(**setting)) for network, setting in settings.items())
+        for cells in chunks.values():
+            yield dict(zip(cells, train(_points(grid, cells)), strict=True))
         return
     # Processes share the cores: one thread in each, set before they import numpy or torch.
     for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         os.environ[variable] = "1"
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, context, initializer=_become_worker) as pool:
-        futures = {pool.submit(train, **setting): n for n, setting in settings.items()}
+        futures = {pool.submit(train, _points(grid, c)): c for c in chunks.values()}
         try:
-            yield from ((futures[future], future.result()) for future in as_completed(futures))
+            for future in as_completed(futures):
+                yield dict(zip(futures[future], future.result(), strict=True))
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _points(grid: Grid, networks: Sequence[Cell]) -> list[Network]:
+    from objectives.cat_grid import Network
+
+    points = []
+    for network in networks:
+        _, lr, *hidden = grid.point((0, *network)).values()
+        points.append(Network(lr=lr, hidden=tuple(int(units) for units in hidden)))
+    return points
 
 
 def _become_worker() -> None:

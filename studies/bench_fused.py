@@ -186,7 +186,7 @@ def _halving(*, trials: int, slots: int, epochs: int, device: Any) -> Row:
     )
     ours = _new_study(pruner=pruner())
     problem = _loops.search(device, epochs=epochs)
-    n_slots = min(slots, 128)
+    n_slots = min(slots, 512)
     together = _timed(lambda: fused.optimize(ours, problem, trials, slots=n_slots, device=device))
     return {
         "workload": f"{trials} trials pruned by halving, {n_slots} slots refilled, in memory",

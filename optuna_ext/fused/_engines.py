@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from contextlib import nullcontext
 from dataclasses import dataclass
 import hashlib
+import types
 from typing import Any
 from typing import ClassVar
 import warnings
@@ -57,7 +58,7 @@ class Program:
         seeds:
             The seeds of the members.
         steps:
-            How many steps they have made.
+            How many steps they have made ``(slots,)``, on the CPU.
         autocast:
             Makes the context of a forward.
         compile:
@@ -71,7 +72,7 @@ class Program:
     hyper: Tensors
     models: list[nn.Module | None]
     seeds: list[int]
-    steps: list[int]
+    steps: Tensor
     autocast: Callable[[], AbstractContextManager[Any]]
     compile: bool
 
@@ -98,7 +99,7 @@ class Program:
         self.hyper = {name: values[rows] for name, values in self.hyper.items()}
         self.models = [self.models[slot] for slot in keep]
         self.seeds = [self.seeds[slot] for slot in keep]
-        self.steps = [self.steps[slot] for slot in keep]
+        self.steps = self.steps[[*keep]]
 
     def mean_loss(self, outputs: Tensor, y: Tensor, live: Tensor | None, hyper: Tensors) -> Tensor:
         """The loss of one member."""
@@ -152,7 +153,11 @@ class VmapEngine(Engine):
 
     def __init__(self, program: Program) -> None:
         super().__init__(program)
-        self._losses = torch.compile(self._eager) if program.compile else self._eager
+        self._losses = self._eager
+        if program.compile:
+            # What the compiler knows hangs on the code object, of which it allows few versions.
+            own = types.FunctionType(VmapEngine._eager.__code__.replace(), globals())
+            self._losses = torch.compile(types.MethodType(own, self), dynamic=False)
 
     def gradients(self, batch: Batch) -> tuple[Tensor, Tensor]:
         p = self._program
@@ -390,7 +395,7 @@ def _draws(model: nn.Module, x: Tensor) -> bool:
 @contextmanager
 def _seeded(program: Program, slot: int, device: torch.device) -> Iterator[None]:
     """Make what a step draws from the generator of the process depend on its member alone."""
-    text = f"{program.seeds[slot]},{program.steps[slot]}"
+    text = f"{program.seeds[slot]},{int(program.steps[slot])}"
     digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(int.from_bytes(digest, "big", signed=True))

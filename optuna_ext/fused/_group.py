@@ -76,7 +76,8 @@ class Group:
         """
         needed = len(self.active) + len(trainings)
         if not needed <= len(self.slots) <= _ROOMY * needed:
-            self._resize(needed, trainings[0].members)
+            # Who grows once will again: the numbers of a group vary as slots are refilled.
+            self._resize(needed + (needed // 8 if self.slots else 0), trainings[0].members)
         free = [slot for slot, training in enumerate(self.slots) if training is None]
         for slot, training in zip(free, trainings, strict=False):
             self._admit(slot, training)

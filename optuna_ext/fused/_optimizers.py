@@ -220,13 +220,15 @@ class Optimizers:
         else:
             beta1, beta2 = group["betas"]
             mean, square = state
+            # The kernel counts the step of each tensor; all have the same.
+            steps = [step] if len(params) == 1 else [*step.repeat(len(params)).unbind()]
             adam(
                 params,
                 gradients,
                 mean,
                 square,
                 [],
-                [*step.repeat(len(params)).unbind()],
+                steps,
                 fused=True,
                 decoupled_weight_decay=self.rule.decoupled,
                 amsgrad=False,
@@ -237,6 +239,8 @@ class Optimizers:
                 eps=float(group["eps"]),
                 maximize=False,
             )
+            if len(params) == 1:
+                return
         step += 1
 
     def _sgd(self, index: int, columns: slice, gradient: Tensor) -> None:

@@ -111,7 +111,7 @@ class Population:
             hyper={name: weights.flat.new_zeros(slots) for name in sorted(template.hyper)},
             models=[None] * slots,
             seeds=[0] * slots,
-            steps=[0] * slots,
+            steps=torch.zeros(slots, dtype=torch.int64),
             autocast=lambda: torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=amp),
             compile=compile,
         )
@@ -214,7 +214,8 @@ class Population:
             [m.schedule(self._epochs[slot]) if m and m.schedule else 1.0 for slot, m in members]
         )
         total = program.weights.flat.new_zeros(self.slots)
-        steps = torch.zeros(self.slots)
+        before = program.steps.clone()
+        taken = self._mask(self.taken)
         for _ in range(passes):
             for batch in batches(
                 x,
@@ -225,36 +226,39 @@ class Population:
             ):
                 self._prepare(batch)
                 losses = self._step(batch)
-                moved = self._moved(batch)
-                steps += moved
-                total += losses if not batch.idle else torch.where(moved.to(x.device), losses, 0)
+                if batch.idle:
+                    idle = self._mask(batch.idle)
+                    losses = losses.masked_fill(idle.to(losses.device), 0)
+                    program.steps += taken & ~idle
+                else:
+                    program.steps += taken
+                total += losses
         for slot in self.taken:
             self._epochs[slot] += 1
+        steps = program.steps - before
         return total / torch.where(steps > 0, steps, torch.nan).to(total)
 
-    def _moved(self, batch: Batch) -> Tensor:
-        moved = torch.zeros(self.slots, dtype=torch.bool)
-        moved[[slot for slot in self.taken if slot not in batch.idle]] = True
-        return moved
+    def _mask(self, slots: Sequence[int]) -> Tensor:
+        mask = torch.zeros(self.slots, dtype=torch.bool)
+        mask[[*slots]] = True
+        return mask
 
     def _step(self, batch: Batch) -> Tensor:
         program = self._program
         rest = torch.tensor(batch.idle, device=self._device, dtype=torch.long)
         kept = program.matrices() if batch.idle else []
         saved = [matrix[rest] for matrix in kept]
-        losses = self.running.step(batch)
+        losses = self._running.step(batch)
         for matrix, rows in zip(kept, saved, strict=True):
             matrix[rest] = rows
-        for slot in self.taken:
-            program.steps[slot] += slot not in batch.idle
         return losses
 
     @property
-    def running(self) -> Engine:
-        """The engine; made at the first use."""
-        if self._engine is None:
-            self._engine = make("loop" if self._wanted == "auto" else self._wanted, self._program)
-        return self._engine
+    def _running(self) -> Engine:
+        """The engine, or one that serves until it is chosen."""
+        return self._engine or make(
+            "loop" if self._wanted == "auto" else self._wanted, self._program
+        )
 
     def _prepare(self, batch: Batch) -> None:
         """Choose the engine at the first step, and look at those who are new."""
@@ -289,11 +293,14 @@ class Population:
         wide = torch.float32 if self._device.type == "mps" else torch.float64
         totals = {name: x.new_zeros(self.slots, dtype=wide) for name in metrics}
         at_once = max(1, min(_ROWS_AT_ONCE, _MEMBER_ROWS_AT_ONCE // self.slots))
+        engine = self._running
         for rows, targets in zip(torch.split(x, at_once), torch.split(y, at_once), strict=True):
-            outputs = self.running.outputs(rows)
+            outputs = engine.outputs(rows)
             for name, metric in metrics.items():
                 values = vmap(metric, in_dims=(0, None))(outputs, targets)
                 totals[name] += values.flatten(1).sum(1, dtype=wide)
+        if engine is not self._engine:
+            engine.close()
         free = [slot for slot in range(self.slots) if self._members[slot] is None]
         for total in totals.values():
             total[free] = torch.nan
@@ -358,7 +365,7 @@ class Population:
             "buffers": rest,
             "generator": generator.get_state(),
             "epoch": self._epochs[slot],
-            "step": self._program.steps[slot],
+            "step": int(self._program.steps[slot]),
         }
 
     def load(self, slot: int, state: Mapping[str, Any]) -> None:
@@ -390,7 +397,7 @@ class Population:
             ValueError: If they differ: then members differ in something that is neither a
                 parameter nor a buffer, and that their signatures do not show.
         """
-        together = self.running.outputs(x)
+        together = self._running.outputs(x)
         for slot in slots:
             model = self._program.models[slot]
             if model is None:

@@ -24,9 +24,14 @@ from optuna_ext.fused._engines import Engine
 from optuna_ext.fused._engines import Program
 from optuna_ext.fused._feed import Batch
 from optuna_ext.fused._signature import stack_of
+from optuna_ext.fused._unrolled import compiled
+from optuna_ext.fused._unrolled import Dense
+from optuna_ext.fused._unrolled import Step
 
 
 _CHUNK = 3 * 2**17  # elements of the widest layer's activations, which then stay in the cache
+
+_UNROLLED = 256  # multiplications per row up to which a step is compiled, in some seconds
 
 
 class StackEngine(Engine):
@@ -53,9 +58,45 @@ class StackEngine(Engine):
         self._chunks: dict[tuple[int, bool], list[_Chunk]] = {}
         self._buffers: dict[tuple[object, ...], Tensor] = {}
         self._inputs: tuple[Tensor, Tensor] | None = None
+        self._compiled: Step | None = None
+        work = sum(layer.in_features * layer.out_features for layer in self._dense)
+        if program.compile and work <= _UNROLLED and not program.weights.has_frozen:
+            self._compiled = compiled(self._spelled_out(), program.mean_loss)
+
+    def _spelled_out(self) -> list[Dense]:
+        columns = self._program.weights.columns
+        return [
+            Dense(
+                weight=columns[weight].start,
+                bias=None if bias is None else columns[bias].start,
+                inputs=layer.in_features,
+                outputs=layer.out_features,
+                relu=self._relu[index] if index < len(self._relu) else None,
+            )
+            for index, (layer, (weight, bias)) in enumerate(
+                zip(self._dense, self._names, strict=True)
+            )
+        ]
+
+    def _compiled_gradients(self, step: Step, batch: Batch) -> tuple[Tensor, Tensor]:
+        p, rows = self._program, batch.rows
+        if rows is None:
+            rows = torch.arange(len(batch.inputs), device=batch.inputs.device)
+        order = rows[:, None] if rows.dim() == 1 else rows.T.contiguous()
+        losses, found = step(
+            p.weights.flat.T,
+            self._transposed(batch.inputs),
+            batch.targets,
+            order,
+            batch.live,
+            p.hyper,
+        )
+        return losses, found.T
 
     @torch.no_grad()
     def gradients(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        if self._compiled is not None:
+            return self._compiled_gradients(self._compiled, batch)
         p = self._program
         losses = p.weights.flat.new_empty(len(p.models))
         rows = len(batch.inputs) if batch.rows is None else batch.rows.shape[-1]

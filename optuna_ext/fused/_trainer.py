@@ -175,7 +175,8 @@ class Trainer:
         seed = problem.seed(trial) if callable(problem.seed) else problem.seed
         build = partial(member_of, problem, hyperparameters, seed)
         members = [build() for _ in self._folds]
-        parent = frozen(trial).user_attrs.get("parent")  # the trial itself does not know of it
+        noted = frozen(trial).user_attrs  # by samplers, of which the trial itself does not know
+        parent = noted.get("parent")
         if parent is not None and parent not in self._left and not is_known:
             raise ValueError(
                 "parent must be a trial that has just ended, because weights are kept no longer, "
@@ -191,7 +192,7 @@ class Trainer:
             candidates=problem.best_of,
             maximize=trial.study.direction == StudyDirection.MAXIMIZE,
             device=str(self.device),
-            n_parameters=trial.user_attrs.get("n_parameters", _count(members[0].model)),
+            n_parameters=noted.get("n_parameters", _count(members[0].model)),
             parent=parent,
             first=self._left[parent].step if parent in self._left else 0,
         )

@@ -61,6 +61,16 @@ class Weights:
         }
         self._shapes: list[dict[str, torch.Size]] = [{} for _ in range(slots)]
 
+    @property
+    def columns(self) -> dict[str, slice]:
+        """Where each parameter lies in ``flat``."""
+        return {name: columns for name, (columns, _) in self._columns.items()}
+
+    @property
+    def has_frozen(self) -> bool:
+        """Whether some parameters are not to be trained."""
+        return bool(self.frozen.start < self.frozen.stop)
+
     def views(self, rows: Tensor) -> dict[str, Tensor]:
         """See columns of a matrix like ``flat`` as the parameters of a population."""
         return {

@@ -64,3 +64,19 @@ def test_the_engine_wanted_is_taken(
         population, _ = train(engine)
         assert population.engine == engine
         assert "asked for" in population.reason
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["stack", "vmap"])
+def test_a_compiled_step_is_the_same(
+    engine: str,
+    points: tuple[Tensor, Tensor],
+    mlp: Callable[..., nn.Sequential],
+    assert_same: Callable[..., Population],
+) -> None:
+    def build(i: int) -> Member:
+        model = mlp(i, widths=(2, 3, 3, 1))
+        optimizer = Adam(model.parameters(), lr=0.01)
+        return Member(model=model, optimizer=optimizer, batch_size=45, seed=i)
+
+    assert_same(build, 3, *points, engine=engine, compile=True)

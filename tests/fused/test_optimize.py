@@ -106,7 +106,9 @@ def new_study(**about: Any) -> optuna.Study:
 
 def run(n_trials: int, about: fused.Problem | None = None, **settings: Any) -> optuna.Study:
     study = settings.pop("study", None) or new_study()
-    optuna_ext.fused.optimize(study, about or problem(), n_trials, **{"device": "cpu", **settings})
+    # Which engine is the fastest is a matter of chance, on which the last bit depends.
+    settings = {"device": "cpu", "engine": "vmap", **settings}
+    optuna_ext.fused.optimize(study, about or problem(), n_trials, **settings)
     return study
 
 
@@ -130,11 +132,11 @@ class TestSameAsAlone:
     def test_values(self, slots: int, device: str) -> None:
         theirs = new_study()
         theirs.optimize(lambda trial: alone(trial, problem()), n_trials=24)
-        ours = run(24, slots=slots, device=device)
+        ours = run(24, slots=slots, device=device, engine="auto")
         assert_same(ours, theirs)
         assert {trial.state for trial in ours.trials} == {TrialState.COMPLETE}
 
-    @pytest.mark.parametrize("engine", ["vmap", "grad", "loop"])
+    @pytest.mark.parametrize("engine", ["stack", "vmap", "grad", "loop"])
     def test_engines(self, engine: str) -> None:
         theirs = new_study()
         theirs.optimize(lambda trial: alone(trial, problem()), n_trials=6)
@@ -443,7 +445,7 @@ class TestParents:
             assert trial.value == pytest.approx(value, rel=1e-12)
 
     def test_too_few_slots(self) -> None:
-        with pytest.raises(ValueError, match="has parent 0: use as many slots as the population"):
+        with pytest.raises(ValueError, match="has parent .: use as many slots as the population"):
             run(9, problem(suggest=self.given), slots=1, study=new_study(sampler=Inheriting()))
 
 

@@ -170,9 +170,9 @@ def test_wrong_options_are_refused(small_data: Path) -> None:
 def test_mps_does_not_know_float64(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
-    assert cats._float64_device("auto") == torch.device("cpu")
+    assert cats.float64_device("auto") == torch.device("cpu")
     with pytest.raises(ValueError, match="mps"):
-        cats._float64_device("mps")
+        cats.float64_device("mps")
 
 
 @pytest.mark.data

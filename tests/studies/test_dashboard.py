@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 import contextlib
+from pathlib import Path
 import shlex
 import shutil
 import socket
@@ -143,3 +144,38 @@ def test_the_dashboard_shows_who_survived(
         chart = page.locator("[id*=survival]").first
         expect(chart).to_contain_text("reached the end", timeout=60_000)
         expect(chart).to_contain_text("step 1", timeout=60_000)
+
+
+@pytest.mark.browser
+def test_a_study_that_trains_together_is_seen_while_it_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chromium: str
+) -> None:
+    from playwright.sync_api import expect
+    from playwright.sync_api import sync_playwright
+
+    monkeypatch.chdir(tmp_path)
+    command = [sys.executable, "-m", "studies.boundaries", "--fused", "--net", "logistic"]
+    command += ["--study", "together", "--storage", "study.db", "--device", "cpu"]
+    command += ["--trials", "100000", "--workers", "4", "--epochs", "3"]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as study:
+        assert study.stderr is not None
+        study.stderr.readline()  # the first line of progress: there are trials
+        with (
+            _serve("optuna-dashboard sqlite:///study.db") as address,
+            sync_playwright() as playwright,
+            playwright.chromium.launch(executable_path=chromium, args=_FLAGS) as browser,
+        ):
+            page = browser.new_page()
+            page.goto(f"{address}/dashboard/")
+            page.get_by_text("1. together").click(timeout=60_000)
+            points = page.locator("#plot-history path.point")
+            expect(points).not_to_have_count(0, timeout=60_000)
+            seen = points.count()
+            assert study.poll() is None
+            page.reload()
+            expect(points).not_to_have_count(seen, timeout=60_000)  # it grows
+            page.goto(f"{address}/dashboard/studies/1/trials?numbers=0")
+            expect(page.get_by_text("valid_accuracy").first).to_be_visible(timeout=60_000)
+            assert study.poll() is None
+        study.terminate()
+        study.communicate(timeout=60)

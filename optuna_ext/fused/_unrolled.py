@@ -1,0 +1,122 @@
+"""The step of a small stack with every unit spelled out, for a compiler.
+
+Written so, all operations have the shape ``(rows, slots)``, and Inductor makes one loop of them
+that keeps the activations of a row in registers. Matrix products in its place would stay calls.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.func import grad_and_value
+from torch.func import vmap
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dense:
+    """Where a layer lies in the matrix of the parameters.
+
+    Args:
+        weight:
+            The first column of the weights, which are in rows.
+        bias:
+            The first column of the biases, if there are any.
+        inputs:
+            Units below.
+        outputs:
+            Units.
+        relu:
+            Whether the activation is ReLU or tanh; ``None`` if there is none.
+    """
+
+    weight: int
+    bias: int | None
+    inputs: int
+    outputs: int
+    relu: bool | None
+
+    def units(self, flat: Tensor) -> tuple[list[list[Tensor]], list[Tensor | None]]:
+        """The weights and biases, each a vector over the members."""
+        first = range(self.weight, self.weight + self.inputs * self.outputs, self.inputs)
+        weights = [[flat[row + i] for i in range(self.inputs)] for row in first]
+        if self.bias is None:
+            return weights, [None] * self.outputs
+        return weights, [flat[self.bias + o] for o in range(self.outputs)]
+
+
+Step = Callable[..., tuple[Tensor, Tensor]]
+
+
+def compiled(layers: Sequence[Dense], mean_loss: Callable[..., Tensor]) -> Step:
+    """Give a compiled function for losses and gradients.
+
+    It takes parameters ``(P, slots)``, inputs ``(features, n)``, targets ``(n, ...)``, the rows
+    ``(rows, slots)`` or ``(rows, 1)`` if they are shared, which of them are live, and the
+    arguments of the loss. It gives losses ``(slots,)`` and gradients ``(P, slots)``.
+    """
+
+    def step(
+        flat: Tensor, inputs: Tensor, targets: Tensor, rows: Tensor, live: Any, hyper: Any
+    ) -> tuple[Tensor, Tensor]:
+        units = [layer.units(flat) for layer in layers]
+        values = [[inputs[i][rows] for i in range(layers[0].inputs)]]
+        for layer, (weights, biases) in zip(layers, units, strict=True):
+            below = values[-1]
+            values.append(
+                [
+                    _activated(_product(own, below, bias), layer.relu)
+                    for own, bias in zip(weights, biases, strict=True)
+                ]
+            )
+        outputs = torch.stack(values.pop()).permute(2, 1, 0)
+        shared = rows.shape[1] == 1
+        y = targets[rows[:, 0]] if shared else targets[rows].transpose(0, 1)
+        dims = (0, None if shared else 0, None if live is None else 0, 0)
+
+        def total(outputs: Tensor) -> tuple[Tensor, Tensor]:
+            losses = vmap(mean_loss, in_dims=dims)(outputs, y, live, hyper)
+            return losses.sum(), losses
+
+        gradient, (_, losses) = grad_and_value(total, has_aux=True)(outputs)
+        upstream = [*gradient.permute(2, 1, 0).unbind()]
+        found: dict[int, Tensor] = {}
+        for index in reversed(range(len(layers))):
+            layer, below = layers[index], values[index]
+            for o, own in enumerate(upstream):
+                for i, h in enumerate(below):
+                    found[layer.weight + o * layer.inputs + i] = (own * h).sum(0)
+                if layer.bias is not None:
+                    found[layer.bias + o] = own.sum(0)
+            if index:
+                columns = zip(*units[index][0], strict=True)
+                upstream = [
+                    _derivative(h, layers[index - 1].relu) * _product(column, upstream, None)
+                    for h, column in zip(below, columns, strict=True)
+                ]
+        return losses, torch.stack([found[column] for column in range(len(found))])
+
+    # What the compiler knows hangs on the code object, of which it allows only a few versions.
+    step.__code__ = step.__code__.replace()
+    return torch.compile(step, dynamic=False)
+
+
+def _product(weights: Sequence[Tensor], values: Sequence[Tensor], bias: Tensor | None) -> Tensor:
+    z = weights[0] * values[0] if bias is None else bias + weights[0] * values[0]
+    for weight, value in zip(weights[1:], values[1:], strict=True):
+        z = z + weight * value
+    return z
+
+
+def _activated(z: Tensor, relu: bool | None) -> Tensor:
+    if relu is None:
+        return z
+    return torch.relu(z) if relu else torch.tanh(z)
+
+
+def _derivative(h: Tensor, relu: bool | None) -> Tensor:
+    return (h > 0).to(h.dtype) if relu else 1 - h * h
