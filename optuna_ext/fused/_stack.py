@@ -79,18 +79,12 @@ class StackEngine(Engine):
         ]
 
     def _compiled_gradients(self, step: Step, batch: Batch) -> tuple[Tensor, Tensor]:
-        p, rows = self._program, batch.rows
-        if rows is None:
-            rows = torch.arange(len(batch.inputs), device=batch.inputs.device)
-        order = rows[:, None] if rows.dim() == 1 else rows.T.contiguous()
-        losses, found = step(
-            p.weights.flat.T,
-            self._transposed(batch.inputs),
-            batch.targets,
-            order,
-            batch.live,
-            p.hyper,
-        )
+        p = self._program
+        if batch.shared:
+            x, y = batch.x.T[..., None], batch.y
+        else:
+            x, y = self._gathered(batch, slice(None), None)
+        losses, found = step(p.weights.flat.T, x, y, batch.live, p.hyper)
         return losses, found.T
 
     @torch.no_grad()
@@ -104,13 +98,7 @@ class StackEngine(Engine):
         for chunk in self._chunks_of(rows, shared=batch.shared):
             some = chunk.some
             live = None if batch.live is None else batch.live[some]
-            if batch.shared or batch.rows is None:
-                y = batch.y
-            else:
-                order = batch.rows[some].T.contiguous().flatten()
-                y = batch.targets.index_select(0, order)
-                y = y.view(rows, -1, *y.shape[1:]).transpose(0, 1)
-                chunk.gather(self._transposed(batch.inputs), order)
+            y = batch.y if batch.shared else self._gathered(batch, some, chunk.inputs)[1]
             chunk.forward(shared)
             losses[some] = self._loss(chunk, y, live, shared=batch.shared)
             chunk.backward(shared)
@@ -134,6 +122,16 @@ class StackEngine(Engine):
             chunk.forward(x)
             found.append(chunk.outputs.permute(2, 1, 0).clone())
         return torch.cat(found)
+
+    def _gathered(self, batch: Batch, some: slice, out: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Take rows of some members: ``(features, rows, slots)`` and ``(slots, rows, ...)``."""
+        rows = batch.rows[some].T.contiguous()  # type: ignore[index]
+        inputs = self._transposed(batch.inputs)
+        if out is None:
+            out = inputs.new_empty((len(inputs), *rows.shape))
+        torch.index_select(inputs, 1, rows.flatten(), out=out.view(len(inputs), -1))
+        y = batch.targets.index_select(0, rows.flatten())
+        return out, y.view(*rows.shape, *y.shape[1:]).transpose(0, 1)
 
     def _transposed(self, inputs: Tensor) -> Tensor:
         """The inputs ``(features, n)``, made once for the many steps of an epoch."""
@@ -297,11 +295,6 @@ class _Chunk:
     def upstream(self) -> Tensor:
         """The gradient of the outputs."""
         return self.layers[-1].upstream
-
-    def gather(self, transposed: Tensor, order: Tensor) -> None:
-        """Take the inputs of each member's rows."""
-        if self.inputs is not None:
-            torch.index_select(transposed, 1, order, out=self.inputs.view(len(transposed), -1))
 
     def forward(self, shared: Tensor | None) -> None:
         """Compute the outputs."""

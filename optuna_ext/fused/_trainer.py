@@ -83,7 +83,7 @@ class Trainer:
         ... )
         >>> study = optuna.create_study()
         >>> trainer = Trainer(problem, slots=4)
-        >>> trainer.add([study.ask() for _ in range(4)])
+        >>> _ = trainer.add([study.ask() for _ in range(4)])
         >>> while trainer.trials:
         ...     for result in trainer.step():
         ...         if result.is_over:
@@ -189,6 +189,7 @@ class Trainer:
             members=members,
             epochs=epochs_of(problem, hyperparameters),
             passes=number_of(problem.passes, hyperparameters),
+            rows=[len(fold.train[0]) for fold in self._folds],
             candidates=problem.best_of,
             maximize=trial.study.direction == StudyDirection.MAXIMIZE,
             device=str(self.device),
@@ -261,7 +262,7 @@ class Trainer:
         valid = group.evaluate("valid")
         for training in active.values():
             training.epoch += 1
-            self.model_steps += self._steps_of(training)
+            self.model_steps += training.steps_per_epoch
         has_test = self._folds[0].test is not None
         test: dict[str, list[float]] = {}
         if has_test and any(training.is_candidate for training in active.values()):
@@ -272,11 +273,6 @@ class Trainer:
             )
             for slot, training in active.items()
         ]
-
-    def _steps_of(self, training: Training) -> int:
-        sizes = [len(fold.train[0]) for fold in self._folds]
-        batch = training.members[0].batch_size
-        return training.passes * sum(-(-n // min(n, batch or n)) for n in sizes)
 
     def _result(
         self,
@@ -302,21 +298,7 @@ class Trainer:
         is_over = training.is_over or reason is not None
         if is_over:
             self._end(group, slot, training)
-        return self._conclude(training, value=value, is_over=is_over, reason=reason)
-
-    def _conclude(
-        self, training: Training, *, value: float, is_over: bool, reason: str | None
-    ) -> Result:
-        return Result(
-            trial=training.trial,
-            step=training.step,
-            value=value,
-            is_reported=training.is_reported and reason is None,
-            is_over=is_over,
-            reason=reason,
-            final_value=training.value if is_over and reason is None else None,
-            training=training,
-        )
+        return Result.of(training, value=value, is_over=is_over, reason=reason)
 
     def _end(self, group: Group, slot: int, training: Training) -> None:
         group.remove(training)
@@ -361,9 +343,7 @@ class Trainer:
                 self._queue.append(training)
             else:
                 del self._trainings[training.trial.number]
-                results.append(
-                    self._conclude(training, value=math.nan, is_over=True, reason=reason)
-                )
+                results.append(Result.of(training, is_over=True, reason=reason))
         return results
 
     def state_dict(self) -> dict[str, Any]:

@@ -24,6 +24,7 @@ class Training:
         members: What it trains, a network per fold.
         epochs: How long.
         passes: How often an epoch goes through the rows.
+        rows: How many rows each fold has to train on.
         candidates: Epochs of which the best gives the value; ``None`` for the last one.
         maximize: Whether more is better.
         device: Where.
@@ -40,6 +41,7 @@ class Training:
     members: list[Member]
     epochs: int
     passes: int
+    rows: Sequence[int]
     candidates: Sequence[int] | None
     maximize: bool
     device: str
@@ -55,6 +57,12 @@ class Training:
     def step(self) -> int:
         """Epochs since the weights were born."""
         return self.first + self.epoch
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps of all folds together."""
+        size = self.members[0].batch_size
+        return self.passes * sum(-(-n // min(n, size or n)) for n in self.rows)
 
     def restart(self) -> None:
         """Begin again."""
@@ -120,6 +128,22 @@ class Result:
     reason: str | None = None
     final_value: float | None = None
     training: Training | None = None
+
+    @classmethod
+    def of(
+        cls, training: Training, *, value: float = math.nan, is_over: bool, reason: str | None
+    ) -> Result:
+        """Say what came out of an epoch."""
+        return cls(
+            trial=training.trial,
+            step=training.step,
+            value=value,
+            is_reported=training.is_reported and reason is None,
+            is_over=is_over,
+            reason=reason,
+            final_value=training.value if is_over and reason is None else None,
+            training=training,
+        )
 
     def notes(self) -> dict[str, Any]:
         """Return what is to be recorded with a trial that ends now, as user attributes."""

@@ -55,16 +55,16 @@ Step = Callable[..., tuple[Tensor, Tensor]]
 def compiled(layers: Sequence[Dense], mean_loss: Callable[..., Tensor]) -> Step:
     """Give a compiled function for losses and gradients.
 
-    It takes parameters ``(P, slots)``, inputs ``(features, n)``, targets ``(n, ...)``, the rows
-    ``(rows, slots)`` or ``(rows, 1)`` if they are shared, which of them are live, and the
-    arguments of the loss. It gives losses ``(slots,)`` and gradients ``(P, slots)``.
+    It takes parameters ``(P, slots)``, inputs ``(features, rows, slots)``, targets ``(slots, rows,
+    ...)``, which of the rows are live, and the arguments of the loss. If rows are shared, inputs
+    are ``(features, rows, 1)`` and targets ``(rows, ...)``. It gives losses ``(slots,)`` and
+    gradients ``(P, slots)``. The rows are taken outside, because a loop with indirect loads would
+    not be vectorized.
     """
 
-    def step(
-        flat: Tensor, inputs: Tensor, targets: Tensor, rows: Tensor, live: Any, hyper: Any
-    ) -> tuple[Tensor, Tensor]:
+    def step(flat: Tensor, x: Tensor, y: Tensor, live: Any, hyper: Any) -> tuple[Tensor, Tensor]:
         units = [layer.units(flat) for layer in layers]
-        values = [[inputs[i][rows] for i in range(layers[0].inputs)]]
+        values = [[*x.unbind()]]
         for layer, (weights, biases) in zip(layers, units, strict=True):
             below = values[-1]
             values.append(
@@ -74,8 +74,7 @@ def compiled(layers: Sequence[Dense], mean_loss: Callable[..., Tensor]) -> Step:
                 ]
             )
         outputs = torch.stack(values.pop()).permute(2, 1, 0)
-        shared = rows.shape[1] == 1
-        y = targets[rows[:, 0]] if shared else targets[rows].transpose(0, 1)
+        shared = x.shape[2] < flat.shape[1]
         dims = (0, None if shared else 0, None if live is None else 0, 0)
 
         def total(outputs: Tensor) -> tuple[Tensor, Tensor]:

@@ -67,6 +67,7 @@ def test_the_engine_wanted_is_taken(
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # torch itself, compiling
 @pytest.mark.parametrize("engine", ["stack", "vmap"])
 def test_a_compiled_step_is_the_same(
     engine: str,
