@@ -24,7 +24,7 @@ from studies._errors import UserError
 
 
 # Arguments that say where and how fast a trial is computed, not what it measures.
-_CIRCUMSTANCES = {"device", "data_dir", "compile", "checkpoints"}
+_CIRCUMSTANCES = {"device", "data_dir", "compile", "checkpoints", "artifacts"}
 # Those that the flags of every study give, or the study itself: `interval` is population-based
 # training's.
 _SHARED = _CIRCUMSTANCES | {"epochs", "seed", "amp", "interval"}
