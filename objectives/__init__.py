@@ -19,7 +19,8 @@ from objectives import boundaries
 from objectives import cats
 from objectives import digits
 from objectives import fashion
+from objectives import hypergradient
 from objectives import mnist
 
 
-__all__ = ["boundaries", "cats", "digits", "fashion", "mnist"]
+__all__ = ["boundaries", "cats", "digits", "fashion", "hypergradient", "mnist"]

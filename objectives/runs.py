@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from objectives.data import Data
 from objectives.nets import seeded
+from optuna_ext.online import Recorder
 
 
 if TYPE_CHECKING:
@@ -72,12 +73,18 @@ class Run:
             self.model = recipe.model(self.generator)
         self.model.to(device)
         self.optimizer = recipe.optimizer(self.model.parameters())
+        self.recorder = Recorder(self.optimizer) if recipe.recorded else None
         self.forward = torch.compile(self.model) if compile else self.model
         self.autocast = torch.autocast(device.type, dtype=torch.bfloat16, enabled=amp)
 
     def things(self) -> dict[str, Any]:
         """Return everything that changes in training, to be kept in a checkpoint."""
-        return {"model": self.model, "optimizer": self.optimizer, "generator": self.generator}
+        things: dict[str, Any] = {
+            "model": self.model,
+            "optimizer": self.optimizer,
+            "generator": self.generator,
+        }
+        return things if self.recorder is None else {**things, "recorder": self.recorder}
 
     @property
     def n_parameters(self) -> int:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from dataclasses import field
 import logging
 import math
+import os
 import statistics
 import time
 from typing import Any
@@ -29,6 +30,7 @@ from objectives.runs import Evaluation
 from objectives.runs import Run
 from optuna_ext.checkpoints import CheckpointStore
 from optuna_ext.checkpoints import Run as CheckpointRun
+from optuna_ext.online import record
 
 
 _logger = logging.getLogger(__name__)
@@ -53,6 +55,9 @@ class Recipe:
             coordinates.
         max_epochs:
             Where the training ends even if more epochs are allowed.
+        recorded:
+            Whether the learning rate of every step is recorded with the trial, because the
+            optimizer changes it; see ``optuna_ext.online.record``.
 
     Raises:
         ValueError: If ``batch_size`` or ``max_epochs`` is below 1.
@@ -64,6 +69,7 @@ class Recipe:
     passes_per_epoch: int = 1
     n_parameters: int | None = None
     max_epochs: int | None = None
+    recorded: bool = False
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "max_epochs"):
@@ -110,6 +116,7 @@ def fit(
     compile: bool = False,
     checkpoints: Checkpoints = None,
     interval: int | None = None,
+    artifacts: str | os.PathLike[str] | None = None,
 ) -> float:
     """Train a network for a trial and measure it on the validation rows.
 
@@ -148,6 +155,8 @@ def fit(
         interval:
             Epochs to train beyond those of the parent, instead of ``epochs`` in total; population
             based training needs it.
+        artifacts:
+            A directory for what is ``recorded``; ``None`` keeps its thinned form only.
 
     Returns:
         The metric on the validation rows after the last epoch, or the best one of the task's
@@ -172,7 +181,7 @@ def fit(
             Run(recipe, part, device=where, seed=seed, amp=amp, compile=compile)
             for part in task.data(where)
         )
-        training = _Training(trial, runs, store, metric=task.metric)
+        training = _Training(trial, runs, store, metric=task.metric, artifacts=artifacts)
         last = epochs if interval is None else training.run.step + interval
         last = min(last, recipe.max_epochs or last)
         return training.train(last, best_of=_up_to(last, task.best_of))
@@ -246,10 +255,12 @@ class _Training:
         store: CheckpointStore | None,
         *,
         metric: Literal["accuracy", "error"],
+        artifacts: str | os.PathLike[str] | None,
     ) -> None:
         self.trial = trial
         self.runs = runs
         self.metric = metric
+        self.artifacts = artifacts
         self.progress = _Progress()
         things: dict[str, Any] = {"progress": self.progress}
         for i, run in enumerate(runs):
@@ -286,6 +297,8 @@ class _Training:
             self.run = Unsaved()  # likewise: it holds the networks
             self.trial.set_user_attr("epochs", epoch)
             self.trial.set_user_attr("train_seconds", round(time.perf_counter() - started, 3))
+            if self.runs[0].recorder is not None:
+                record(self.trial, self.runs[0].recorder, place=self.artifacts)
         for name, note in (self.progress.notes if best_of else self._notes()).items():
             self.trial.set_user_attr(name, note)
         return _value(self.progress.best if best_of else self.progress.valid, self.metric)

@@ -9,7 +9,9 @@ from collections.abc import Mapping
 from collections.abc import Sequence
 import csv
 import io
+import itertools
 import json
+import math
 import statistics
 from typing import Any
 from typing import TYPE_CHECKING
@@ -106,7 +108,7 @@ class Schedule:
 
     def __iter__(self) -> Iterator[tuple[range, dict[str, Any]]]:
         """Yield ``(steps, values)``, one pair per change; ``steps`` is a ``range``."""
-        ends = [*self._firsts[1:], self._last + 1]
+        ends = [*self._firsts, self._last + 1][1:]
         for first, end, values in zip(self._firsts, ends, self._values, strict=True):
             yield range(first, end), dict(values)
 
@@ -192,6 +194,40 @@ class Schedule:
         }
         return cls(points, last=last)
 
+    def thinned(self, n: int) -> Schedule:
+        """Return this schedule with at most ``n`` of its changes.
+
+        They divide the way that steps and values go into equal parts: many are where much
+        happens, few where little does. A number that is 20 times another one counts by its
+        logarithm.
+
+        Args:
+            n:
+                At least 2: the first and the last change stay.
+
+        Raises:
+            ValueError: If ``n`` is below 2.
+
+        Example:
+            >>> schedule = Schedule({step: {"lr": 1 / step} for step in range(1, 1001)})
+            >>> [steps.start for steps, _ in schedule.thinned(6)]
+            [1, 15, 115, 352, 661, 1000]
+        """
+        if len(self._firsts) <= check_int("n", n, low=2):
+            return self.from_dict(self.to_dict())
+        parts = [int((n - 1) * share) for share in self._shares()]
+        kept = [i for i, part in enumerate(parts) if i == 0 or part > parts[i - 1]]
+        points = {self._firsts[i]: self._values[i] for i in kept}
+        return Schedule(points, last=self._last)
+
+    def _shares(self) -> list[float]:
+        """Which share of the way of steps and values lies before each change, from 0 to 1."""
+        ways = [[float(first - self._firsts[0]) for first in self._firsts]]
+        ways += [_way([values.get(name) for values in self._values]) for name in self.names]
+        ways = [way for way in ways if 0 < way[-1] < math.inf]
+        shares = [[gone / way[-1] for gone in way] for way in ways]
+        return [math.fsum(at) / len(at) for at in zip(*shares, strict=True)]
+
     def drive(
         self,
         optimizer: Optimizer,
@@ -248,21 +284,38 @@ class Schedule:
         for row, (name, (steps, values)) in enumerate(drawn.items(), start=1):
             line = {"x": steps, "y": values, "name": name, "mode": "lines", "line_shape": "hv"}
             figure.add_scatter(**line, row=row, col=1)
-            is_wide = min(values) > 0 and max(values) >= _SPREAD * min(values)
-            figure.update_yaxes(
-                title_text=name, type="log" if is_wide else "linear", row=row, col=1
-            )
+            kind = "log" if _is_wide(values) else "linear"
+            figure.update_yaxes(title_text=name, type=kind, row=row, col=1)
         figure.update_xaxes(title_text="step", row=max(1, len(drawn)), col=1)
         return figure.update_layout(title_text="Schedule", showlegend=False)
 
     def _steps_and_values(self, name: str) -> tuple[list[int], list[float]]:
         """Where a number begins to hold, and once more where it ends to."""
         parts = [(steps, values[name]) for steps, values in self if name in values]
-        if not all(isinstance(v, int | float) and not isinstance(v, bool) for _, v in parts):
+        if not all(_is_number(value) for _, value in parts):
             return [], []
         ends = [(parts[-1][0].stop, parts[-1][1])]
         points = [(steps.start, value) for steps, value in parts] + ends
         return [step for step, _ in points], [value for _, value in points]
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_wide(values: Sequence[float]) -> bool:
+    """Whether numbers are looked at on a logarithmic scale."""
+    return min(values) > 0 and max(values) >= _SPREAD * min(values)
+
+
+def _way(values: Sequence[Any]) -> list[float]:
+    """How far something has gone at each of its values."""
+    if all(_is_number(value) for value in values):
+        places = [math.log(v) for v in values] if _is_wide(values) else values
+        steps = [abs(b - a) for a, b in itertools.pairwise(places)]
+    else:
+        steps = [float(a != b) for a, b in itertools.pairwise(values)]
+    return list(itertools.accumulate(steps, initial=0.0))
 
 
 def _mean(values: Sequence[Mapping[str, Any]], geometric: Sequence[str]) -> dict[str, Any]:
@@ -273,7 +326,7 @@ def _mean(values: Sequence[Mapping[str, Any]], geometric: Sequence[str]) -> dict
         numbers = [each[name] for each in values]
         if all(number == numbers[0] for number in numbers):
             means[name] = numbers[0]
-        elif not all(isinstance(n, int | float) and not isinstance(n, bool) for n in numbers):
+        elif not all(_is_number(number) for number in numbers):
             raise ValueError(f"`schedules` must agree in {name!r}, of which there is no mean.")
         else:
             mean = statistics.geometric_mean if name in geometric else statistics.fmean

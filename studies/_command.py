@@ -21,9 +21,12 @@ from typing import Annotated
 from typing import Any
 from typing import get_type_hints
 
+from optuna.study import Study
+import plotly.graph_objects as go
 from rich.console import Console
 import typer
 
+from studies._charts import save_chart
 from studies._errors import SentenceCommand
 from studies._errors import UserError
 from studies._interrupt import Interrupt
@@ -62,6 +65,7 @@ def study_command(
     *,
     data: Callable[[Mapping[str, Any]], str] | None = None,
     instead: Mapping[str, Callable[[Options, Mapping[str, Any]], int]] | None = None,
+    charts: Mapping[str, Callable[[Study], go.Figure | None]] | None = None,
 ) -> Main:
     """Return the ``main`` of a study of one of our objectives.
 
@@ -73,6 +77,8 @@ def study_command(
             noticed before a study is created.
         instead: Commands that run in place of a study when the flag of their name is given. They
             take the shared flags and the objective's own; their docstring is the flag's help.
+        charts: Charts of a study that has run, by name: each a page beside the study's figure and
+            a panel of the dashboard.
     """
     objective = find_objective(f"{module.__name__}:objective")
     others = instead or {}
@@ -91,7 +97,12 @@ def study_command(
                 load(data(values), data_dir=options.data_dir)
         except (ValueError, OSError) as error:
             raise UserError(str(error)) from error
-        return run_plan(plan, as_json=options.json)
+        code = run_plan(plan, as_json=options.json)
+        for name, draw in (charts or {}).items():
+            path = save_chart(plan, draw, name=name)
+            if path is not None and not options.json:
+                typer.echo(f"{name.capitalize()}: {path}")
+        return code
 
     flags = [_flag(name, help=inspect.getdoc(other)) for name, other in others.items()]
     return as_main(command, [*_own_options(objective, module), *flags], name=objective.name)

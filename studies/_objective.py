@@ -24,10 +24,10 @@ from studies._errors import UserError
 
 
 # Arguments that say where and how fast a trial is computed, not what it measures.
-_CIRCUMSTANCES = {"device", "data_dir", "compile", "checkpoints"}
-# Those that the flags of every study give, or the study itself: `interval` is population-based
+_CIRCUMSTANCES = {"device", "data_dir", "compile", "checkpoints", "artifacts"}
+# What the flags of every study give, or the study itself: `interval` is population-based
 # training's.
-_SHARED = _CIRCUMSTANCES | {"epochs", "seed", "amp", "interval"}
+_SHARED = _CIRCUMSTANCES - {"artifacts"} | {"epochs", "seed", "amp", "interval"}
 
 
 @dataclass(frozen=True, kw_only=True)

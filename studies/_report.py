@@ -26,7 +26,7 @@ from studies._errors import UserError
 
 _N_TOP = 5
 _N_FOR_IMPORTANCES = 10  # completed trials below which importances are noise
-_HIDDEN_ATTRS = {"process", "heartbeat", "checkpoint", "resumed", "optuna_ext:run"}
+_HIDDEN_ATTRS = {"process", "heartbeat", "checkpoint", "resumed", "schedule", "optuna_ext:run"}
 
 
 def summarize(study: Study, *, location: str) -> dict[str, Any]:

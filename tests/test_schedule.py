@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import json
 import math
 import random
@@ -192,7 +193,45 @@ def test_a_figure_of_steps() -> None:
     assert not Schedule().plot().data
 
 
+def test_an_empty_schedule() -> None:
+    assert list(Schedule()) == []
+    assert Schedule().to_csv() == "first,last\n"
+
+
 def test_without_plotly(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "plotly.subplots", None)
     with pytest.raises(ImportError, match="drawing a schedule needs plotly: pip install"):
         Schedule(POINTS).plot()
+
+
+@pytest.mark.parametrize("n", [2, 7, 50])
+@pytest.mark.parametrize("wide", [False, True])
+def test_a_thinned_schedule_stays_close(n: int, wide: bool) -> None:
+    rng = random.Random(n)
+    x, points = 10.0, dict[int, Any]()
+    for step in range(3, 400, 2):
+        x += rng.gauss(0, 0.02) if step > 100 else 0.1
+        points[step] = {"lr": math.exp(x) if wide else x, "kind": "ab"[step > 200]}
+    schedule = Schedule(points, last=450)
+    thinned = schedule.thinned(n)
+    assert thinned.last == 450
+    kept = {steps.start: values for steps, values in thinned}
+    assert kept.items() <= points.items()
+    assert {3, 399} <= kept.keys()
+    assert len(kept) <= n
+    scale = math.log if wide else float
+    values = [scale(point["lr"]) for point in points.values()]
+    way = sum(abs(b - a) for a, b in itertools.pairwise(values))
+    for step in range(3, 451):  # steps, lr and kind have a share of 1/3 each
+        error = abs(scale(thinned.at(step)["lr"]) - scale(schedule.at(step)["lr"]))
+        assert error <= 3 * way / (n - 1) * (1 + 1e-9)
+
+
+def test_a_short_schedule_is_not_thinned() -> None:
+    for schedule in (Schedule(), Schedule(POINTS, last=12)):
+        thinned = schedule.thinned(3)
+        assert thinned == schedule
+        thinned.record(20, lr=1.0)
+        assert thinned != schedule  # a copy
+    with pytest.raises(ValueError, match="`n` must be at least 2, but got 1"):
+        Schedule(POINTS).thinned(1)

@@ -1,1 +1,11 @@
-"""Tuning inside a training: what changes while the weights do. It needs torch."""
+"""Tuning inside a training: what changes while the weights do.
+
+The tuners need torch; what records their work does not.
+"""
+
+from optuna_ext.online._record import record
+from optuna_ext.online._record import recorded
+from optuna_ext.online._record import Recorder
+
+
+__all__ = ["Recorder", "record", "recorded"]
