@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from optuna_ext.online.hypergradient import HypergradientAdam as HypergradientAdam
     from optuna_ext.online.hypergradient import HypergradientAdamW as HypergradientAdamW
     from optuna_ext.online.hypergradient import HypergradientSGD as HypergradientSGD
+    from optuna_ext.online.t1t2 import T1T2 as T1T2
     from optuna_ext.recovery import Heartbeat as Heartbeat
     from optuna_ext.samplers import ApproximateGradientSampler as ApproximateGradientSampler
     from optuna_ext.samplers import EvolutionarySampler as EvolutionarySampler
@@ -56,6 +57,7 @@ _HOMES = {
     "PopulationBasedTrainingSampler": "optuna_ext.samplers",
     "Schedule": "optuna_ext.schedule",
     "SobolSampler": "optuna_ext.samplers",
+    "T1T2": "optuna_ext.online.t1t2",
     "UnitSpace": "optuna_ext.space",
     "WarmupSampler": "optuna_ext.samplers",
     "open_storage": "optuna_ext.storage",

@@ -49,8 +49,12 @@ class LastStep:
 
     def begin(self, params: Sequence[Tensor]) -> Mapping[Tensor, Tensor]:
         """Copy the parameters, so that a graph on the copies outlives the optimizer's step."""
-        self._before = {p: p.detach().clone().requires_grad_() for p in params}
         self._gradients = {}
+        with torch.no_grad():
+            for p in params:
+                if p not in self._before:
+                    self._before[p] = torch.empty_like(p).requires_grad_()
+                self._before[p].copy_(p)
         return self._before
 
     def keep(self, gradients: Mapping[Tensor, Tensor]) -> None:
@@ -64,7 +68,11 @@ class LastStep:
         if self._trace > 0:
             for p in self._decayed:
                 if p.grad is not None:
-                    effect = self._times_decay(p, self._before[p])
+                    before = self._before[p]
+                    if self._decouples:
+                        effect = before * -float(self._groups[p]["lr"])
+                    else:
+                        effect = self._pull_back(p, before)
                     if p in self._effects:
                         effect += self._trace * self._effects[p]
                     self._effects[p] = effect
@@ -76,30 +84,33 @@ class LastStep:
         """Return the pairs for ``v``, the gradient of the validation loss."""
         found = []
         for p, v_p in v.items():
-            if p.grad is None:
+            if p not in self._before:
                 continue
             if p in self._gradients:
                 w = self._pull_back(p, v_p)
                 found.append((self._gradients[p], w))
             if p in self._decayed:
                 if self._trace > 0:
-                    slope = torch.sum(v_p * self._effects[p])
-                elif p in self._gradients and not self._decouples:
-                    slope = torch.sum(w * self._before[p])
+                    slope = _dot(v_p, self._effects[p])
+                elif self._decouples:
+                    slope = _dot(v_p, self._before[p]) * -float(self._groups[p]["lr"])
                 else:
-                    slope = torch.sum(self._times_decay(p, v_p) * self._before[p])
+                    w = w if p in self._gradients else self._pull_back(p, v_p)
+                    slope = _dot(w, self._before[p])
                 found.append((values[self._decayed[p]], slope))
         return found
 
-    def _times_decay(self, p: Tensor, x: Tensor) -> Tensor:
-        """Return ``x`` times what a step does to ``l2 * theta``, which is diagonal."""
-        return x * -float(self._groups[p]["lr"]) if self._decouples else self._pull_back(p, x)
-
     def _pull_back(self, p: Tensor, x: Tensor) -> Tensor:
         group, g = self._groups[p], p.grad
+        if g is None:
+            raise RuntimeError("The gradients are gone: keep them until `update` is done.")
         if not self._decouples and group["weight_decay"] != 0:
             g = g + group["weight_decay"] * self._before[p]  # as the optimizer does by itself
         return pull_back(self._optimizer, group, p, g, x)
+
+
+def _dot(x: Tensor, y: Tensor) -> Tensor:
+    return torch.dot(x.reshape(-1), y.reshape(-1))
 
 
 class LastSteps:
