@@ -4,7 +4,6 @@ from collections.abc import Callable
 from collections.abc import Mapping
 import copy
 import io
-import itertools
 import math
 from typing import Any
 
@@ -112,10 +111,6 @@ def slope(values: Callable[[float], float], h: float = 1e-3) -> float:
     return (8 * near - far) / (12 * h)
 
 
-def raw_of(h: Hyperparameter, value: float) -> float:
-    return h.to_raw(value)
-
-
 @pytest.mark.parametrize("kind", HYPERPARAMETERS)
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("unroll", [1, 3])
@@ -202,7 +197,8 @@ def test_the_trace_is_exact_where_the_loss_is_linear(optimizer: str) -> None:
 
     x = torch.randn(3, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     found = []
-    for options in ({"trace": 1 - lr * l2}, {"unroll": K}):
+    cases: list[dict[str, Any]] = [{"trace": 1 - lr * l2}, {"unroll": K}]
+    for options in cases:
         torch.manual_seed(0)
         net = nn.Linear(4, 1).double()
         params = net.parameters()
@@ -215,7 +211,7 @@ def test_the_trace_is_exact_where_the_loss_is_linear(optimizer: str) -> None:
             valid_loss=valid,
             n_steps=K,
             every=K,
-            **options,  # type: ignore[arg-type]
+            **options,
         )
         for _ in range(K):
             tuner.step(x, x)
@@ -286,25 +282,29 @@ def test_validation_is_without_noise_and_in_evaluation_mode() -> None:
 
     net = nn.Sequential(nn.BatchNorm1d(5), Spy(5, 3)).double()
     net[0].eval()  # frozen statistics stay frozen
-    tuner = T1T2(net, SGD(net.parameters(), 0.1), [HiddenNoise(modules=["0"])], n_steps=1, every=1)
+    optimizer = SGD(net.parameters(), 1e-9)
+    tuner = T1T2(net, optimizer, [HiddenNoise(modules=["0"])], n_steps=1, every=1)
     tuner.step(BATCHES[0], VALID)
     (checked, _), (trained, noisy), (validated, clean) = seen
     assert (checked, trained, validated) == (True, True, False)
-    assert torch.equal(clean, F.batch_norm(VALID[0], torch.zeros(5), torch.ones(5)).double()) or (
-        torch.allclose(clean, VALID[0], rtol=1e-4)
-    )
+    assert torch.allclose(clean, VALID[0], rtol=1e-4)  # but for batch norm's epsilon
     assert not torch.allclose(noisy, BATCHES[0][0], rtol=1e-2)
     assert [module.training for module in net] == [False, True]
 
 
 def test_values_stay_within_their_bounds_and_get_there() -> None:
-    """Weight of a term that validation does not want: it must go to its least value."""
+    """The weight of the only term: validation wants longer steps."""
+
+    def weighted(model: nn.Module, batch: Batch, h: Mapping[str, Tensor]) -> Tensor:
+        return h["weight"] * loss(model, batch, {})
+
     net = make_net()
-    weight = Hyperparameter("weight", init=5.0, low=0.01, high=9.0)
-    tuner = T1T2(net, SGD(net.parameters(), 0.1), [weight], loss=loss, n_steps=400, every=2)
-    for batch in itertools.islice(itertools.cycle(BATCHES), 400):
-        tuner.step(batch, BATCHES[0])
-    assert tuner.values["weight"] == pytest.approx(0.01, rel=1e-6)
+    weight = Hyperparameter("weight", init=0.02, low=0.01, high=2.0)
+    tuner = T1T2(net, SGD(net.parameters(), 0.01), [weight], loss=weighted, n_steps=200, every=2)
+    for _ in range(200):
+        tuner.step(BATCHES[0], BATCHES[0])
+        assert 0.01 <= tuner.values["weight"] <= 2.0 + 1e-9
+    assert tuner.values["weight"] == pytest.approx(2.0)
 
 
 def test_hypergradients_that_are_not_finite_are_skipped_and_counted() -> None:
@@ -352,8 +352,10 @@ def test_state_dict_round_trip_through_a_file() -> None:
         tuner.step(batch, VALID)
     file.seek(0)
     resumed = start()
-    for part, state in zip(resumed, torch.load(file, weights_only=True), strict=True):
-        part.load_state_dict(copy.deepcopy(state))
+    states = torch.load(file, weights_only=True)
+    resumed[0].load_state_dict(states[0])
+    resumed[1].load_state_dict(states[1])
+    resumed[2].load_state_dict(states[2])
     for batch in BATCHES[4:]:
         resumed[2].step(batch, VALID)
     assert resumed[2].schedule == tuner.schedule
@@ -449,34 +451,32 @@ def test_tuning_in_bfloat16_leaves_training_alone() -> None:
     assert results[0][1] != results[1][1]
 
 
-def test_it_finds_noise_that_helps(device: str) -> None:
-    """Few rows and a net that learns them by heart: noise on the inputs generalizes better."""
+def test_it_keeps_a_net_from_learning_by_heart(device: str) -> None:
+    """Few rows with much noise: from almost no regularization it finds enough of it."""
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(2200, 20, generator=generator)
-    y = (x[:, :3].sum(1) + torch.randn(2200, generator=generator) > 0).long()
+    x = torch.randn(2400, 20, generator=generator)
+    y = (x[:, :3].sum(1) + torch.randn(2400, generator=generator) > 0).long()
     x, y = x.to(device), y.to(device)
-    t1, t2, test = (x[:100], y[:100]), (x[100:200], y[100:200]), (x[200:], y[200:])
-    losses = {}
-    for is_tuned in (False, True):
+    t2, test = (x[200:400], y[200:400]), (x[400:], y[400:])
+    start = {"l2": 1e-6, "input_noise": 0.05}
+    losses = []
+    for schedule in (None, Schedule({1: start})):
         torch.manual_seed(0)
         net = nn.Sequential(nn.Linear(20, 50), nn.ReLU(), nn.Linear(50, 2)).to(device)
-        optimizer = Adam(net.parameters(), 3e-3)
-        start = {"l2": 1e-6, "input_noise": 0.02}
         tuner = T1T2(
             net,
-            optimizer,
-            [L2(init=1e-6), InputNoise(init=0.02)],
-            n_steps=500 if is_tuned else None,
+            Adam(net.parameters(), 3e-3),
+            [L2(init=1e-6), InputNoise(init=0.05)],
+            n_steps=None if schedule else 600,
             every=5,
-            schedule=None if is_tuned else Schedule({1: start}),
+            schedule=schedule,
         )
-        for _ in range(500):
-            tuner.step(t1, t2)
+        for i in range(600):
+            rows = slice(i % 4 * 50, i % 4 * 50 + 50)
+            tuner.step((x[rows], y[rows]), t2)
         with torch.no_grad():
-            losses[is_tuned] = F.cross_entropy(net(test[0]), test[1]).item()
-        if is_tuned:
-            assert tuner.values["input_noise"] > 0.1
-    assert losses[True] < 0.7 * losses[False]
+            losses.append(F.cross_entropy(net(test[0]), test[1]).item())
+    assert losses[0] < 0.7 * losses[1]
 
 
 def tune(**options: Any) -> T1T2:
@@ -520,7 +520,7 @@ def test_optimizers_without_a_known_derivative_are_refused() -> None:
     with pytest.raises(ValueError, match="takes the place of .* AdamW with weight_decay=0"):
         tune(net=net, optimizer=AdamW(net.parameters()))
     with pytest.raises(ValueError, match="a weight that the optimizer does not have"):
-        tune(net=net, optimizer=Adam([net[0].weight]))
+        tune(net=net, optimizer=Adam(net[0].parameters()))
 
 
 @pytest.mark.parametrize(

@@ -134,7 +134,8 @@ class SmoothStep:
         self.state["exp_avg_sq"] = s
         # The derivative of the root at 0 is infinite; where s is 0, so is m.
         r = torch.where(s > 0, s, torch.ones_like(s)).sqrt() * (s > 0) / (1 - beta2**self.t) ** 0.5
-        return theta - lr / (1 - beta1**self.t) * m / (r + group["eps"])
+        after: Tensor = theta - lr / (1 - beta1**self.t) * m / (r + group["eps"])
+        return after
 
     def _sgd(self, group: dict[str, Any], g: Tensor) -> Tensor:
         momentum: float = group["momentum"]
@@ -144,4 +145,4 @@ class SmoothStep:
         if "momentum_buffer" in self.state:
             buffer = g + self.state["momentum_buffer"] * momentum
         self.state["momentum_buffer"] = buffer
-        return torch.add(g, buffer, alpha=float(momentum)) if group["nesterov"] else buffer
+        return g.add(buffer, alpha=momentum) if group["nesterov"] else buffer

@@ -139,6 +139,8 @@ class T1T2:
             raise ValueError("`trace` and `unroll` are two ways to look back: use one of them.")
         if amp and unroll > 1:
             raise ValueError("`amp` works with `unroll=1` only.")
+        if n_steps is not None:
+            check_int("n_steps", n_steps, low=1)
         if (n_steps is None) == (schedule is None):
             raise ValueError("Give `n_steps` to tune or `schedule` to follow, and not both.")
         check_optimizer(optimizer)
@@ -158,7 +160,7 @@ class T1T2:
             model,
             dtype=torch.promote_types(first.dtype, torch.float32),
             device=first.device,
-            n_updates=max(1, check_int("n_steps", n_steps or 1, low=1) // self.every),
+            n_updates=max(1, n_steps // self.every) if n_steps is not None else 1,
         )
         self._lookback: LastStep | LastSteps = (
             LastStep(optimizer, self._decayed, trace=trace)
