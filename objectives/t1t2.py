@@ -232,6 +232,7 @@ def train(
         [L2(init=start["l2"]), InputNoise(init=start["input_noise"])],
         n_steps=None if schedule else steps * epochs,
         every=every,
+        hold_length=True,
         schedule=schedule,
         amp=amp,
         seed=seed,

@@ -1,4 +1,4 @@
-"""The experiment of Fioravanti (2020): random starts, tuned, and trained again by what was found."""
+"""The experiment of Fioravanti (2020): random starts, tuned, and again by what was found."""
 
 from __future__ import annotations
 

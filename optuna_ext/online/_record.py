@@ -21,6 +21,8 @@ SCHEDULE = "optuna_ext:schedule"
 ARTIFACT = "optuna_ext:schedule_artifact"
 """The user attribute that names the artifact with all of it."""
 
+_SHOWN = 20  # trials in the dashboard's panel
+
 
 class Tuner(Protocol):
     """What has a schedule: ``T1T2``, or a ``RateRecorder``."""
@@ -41,8 +43,9 @@ def record(
     """Keep with a trial what was tuned in it.
 
     The schedule becomes the user attribute ``optuna_ext:schedule``, thinned, from which
-    :func:`recorded` returns it; optuna-dashboard shows it as a plot of the trial where it is
-    installed. Call it once, when the training is over, pruned trainings included.
+    :func:`recorded` returns it; where optuna-dashboard is installed, it shows the schedules of the
+    latest trials in a panel of the study. Call it once, when the training is over, pruned
+    trainings included.
 
     Args:
         trial:
@@ -71,11 +74,22 @@ def record(
                 artifact_store=artifact_store, file_path=str(path), study_or_trial=trial
             )
         trial.set_user_attr(ARTIFACT, identifier)  # now it is whole
+    _show(trial.study)
+
+
+def _show(study: optuna.Study) -> None:
+    """Draw the latest schedules into one figure, for a panel of the dashboard."""
     try:
         from optuna_dashboard import save_plotly_graph_object
     except ImportError:
         return
-    save_plotly_graph_object(trial, thinned.plot(), graph_object_id="schedule")
+    trials = [t for t in study.get_trials(deepcopy=False) if SCHEDULE in t.user_attrs][-_SHOWN:]
+    figures = {trial.number: recorded(trial).plot() for trial in trials}
+    whole = None
+    for number, figure in figures.items():
+        figure.update_traces(name=f"trial {number}")
+        whole = figure if whole is None else whole.add_traces(figure.data)
+    save_plotly_graph_object(study, whole, graph_object_id="schedules")
 
 
 def recorded(trial: optuna.trial.FrozenTrial) -> Schedule:

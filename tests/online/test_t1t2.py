@@ -219,6 +219,35 @@ def test_the_trace_is_exact_where_the_loss_is_linear(optimizer: str) -> None:
     assert found[0] == pytest.approx(found[1], rel=1e-9)
 
 
+def test_a_held_length_is_that_of_a_rescaled_gradient() -> None:
+    """Differences of a step along the gradient of another noise, as long as that of this one."""
+    net = make_net()
+    optimizer = SGD(net.parameters(), 0.1)
+    noise = [InputNoise(init=0.3)]
+    tuner = T1T2(net, optimizer, noise, n_steps=1, every=1, hold_length=True)
+    tuner.step(BATCHES[0], VALID)
+
+    def gradient(sigma: float) -> Tensor:
+        twin = make_net()
+        schedule = Schedule({1: {"input_noise": sigma}})
+        T1T2(twin, SGD(twin.parameters(), 0.1), [InputNoise()], schedule=schedule).backward(
+            BATCHES[0]
+        )
+        return torch.cat([p.grad.flatten() for p in twin.parameters() if p.grad is not None])
+
+    present = gradient(0.3)
+
+    def value(change: float) -> float:
+        g = gradient(0.3 * math.exp(change))
+        twin = make_net()
+        theta = nn.utils.parameters_to_vector(twin.parameters())
+        step = 0.1 * g / g.norm() * present.norm()
+        nn.utils.vector_to_parameters(theta - step, twin.parameters())
+        return F.cross_entropy(twin(VALID[0]), VALID[1]).item()
+
+    assert tuner.hypergradients["input_noise"] == pytest.approx(slope(value), rel=1e-6)
+
+
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_l2_trains_as_the_optimizers_own_weight_decay(optimizer: str) -> None:
     net, twin = make_net(), make_net()
@@ -495,7 +524,7 @@ def tune(**options: Any) -> T1T2:
         ({"trace": 1.0}, r"`trace` must be in \[0, 1\), but got 1.0"),
         ({"unroll": 11}, "`unroll` must be at most 10"),
         ({"unroll": 2, "trace": 0.5}, "two ways to look back"),
-        ({"unroll": 2, "amp": True}, "`amp` works with `unroll=1` only"),
+        ({"unroll": 2, "amp": True}, "`amp` and `hold_length` work with `unroll=1`"),
         ({"hyperparameters": []}, "`hyperparameters` must not be empty"),
         ({"hyperparameters": [L2(), L2()]}, "`hyperparameters` has two of the name 'l2'"),
         ({"hyperparameters": [Dropout(modules=["9"])]}, "`modules` of Dropout must be names"),

@@ -29,16 +29,24 @@ class LastStep:
             The name of the L2 weight of the parameters that have one.
         trace:
             The discount.
+        hold_length:
+            Whether a change of the gradient along itself does not count.
     """
 
     def __init__(
-        self, optimizer: Optimizer, decayed: Mapping[Tensor, str], *, trace: float
+        self,
+        optimizer: Optimizer,
+        decayed: Mapping[Tensor, str],
+        *,
+        trace: float,
+        hold_length: bool,
     ) -> None:
         self._optimizer = optimizer
         self._groups = groups_of(optimizer)
         self._decayed = decayed
         self._decouples = is_decoupled(optimizer)
         self._trace = trace
+        self._hold_length = hold_length
         self._effects: dict[Tensor, Tensor] = {}
         self._before: dict[Tensor, Tensor] = {}
         self._gradients: Mapping[Tensor, Tensor] = {}
@@ -82,13 +90,14 @@ class LastStep:
         self, v: Mapping[Tensor, Tensor], values: Mapping[str, Tensor]
     ) -> list[tuple[Tensor, Tensor]]:
         """Return the pairs for ``v``, the gradient of the validation loss."""
-        found = []
+        found: list[tuple[Tensor, Tensor]] = []
+        along: list[tuple[Tensor, Tensor]] = []
         for p, v_p in v.items():
             if p not in self._before:
                 continue
             if p in self._gradients:
                 w = self._pull_back(p, v_p)
-                found.append((self._gradients[p], w))
+                along.append((self._gradients[p], w))
             if p in self._decayed:
                 if self._trace > 0:
                     slope = _dot(v_p, self._effects[p])
@@ -98,7 +107,7 @@ class LastStep:
                     w = w if p in self._gradients else self._pull_back(p, v_p)
                     slope = _dot(w, self._before[p])
                 found.append((values[self._decayed[p]], slope))
-        return found
+        return found + (_across(along) if self._hold_length else along)
 
     def _pull_back(self, p: Tensor, x: Tensor) -> Tensor:
         group, g = self._groups[p], p.grad
@@ -107,6 +116,15 @@ class LastStep:
         if not self._decouples and group["weight_decay"] != 0:
             g = g + group["weight_decay"] * self._before[p]  # as the optimizer does by itself
         return pull_back(self._optimizer, group, p, g, x)
+
+
+def _across(pairs: list[tuple[Tensor, Tensor]]) -> list[tuple[Tensor, Tensor]]:
+    """Take from the second tensors what is parallel to the first, all of them as one vector."""
+    if not pairs:
+        return []
+    square = torch.stack([_dot(g, g) for g, _ in pairs]).sum()
+    share = torch.stack([_dot(g, w.to(g.dtype)) for g, w in pairs]).sum() / square
+    return [(g, torch.addcmul(w, g, share, value=-1)) for g, w in pairs]
 
 
 def _dot(x: Tensor, y: Tensor) -> Tensor:

@@ -95,6 +95,12 @@ class T1T2:
         unroll:
             How many steps the derivative goes back through, up to ``every``. More than 1
             multiplies time and memory of those steps.
+        hold_length:
+            Whether the length of the training gradient counts as given in the derivatives by
+            anything but L2. Noise makes gradients longer, and one step ahead a longer step looks
+            good, but Adam soon divides by the length: without this, noise grows too large where
+            the net does not learn by heart. The derivative is that of a step along the gradient
+            scaled to its present length.
         schedule:
             Values to follow instead of tuning, as :attr:`schedule` gives them.
         amp:
@@ -127,6 +133,7 @@ class T1T2:
         every: int = 10,
         trace: float = 0.0,
         unroll: int = 1,
+        hold_length: bool = False,
         schedule: Schedule | None = None,
         amp: bool = False,
         seed: int = 0,
@@ -137,8 +144,8 @@ class T1T2:
             raise ValueError(f"`trace` must be in [0, 1), but got {trace}.")
         if trace > 0 and unroll > 1:
             raise ValueError("`trace` and `unroll` are two ways to look back: use one of them.")
-        if amp and unroll > 1:
-            raise ValueError("`amp` works with `unroll=1` only.")
+        if unroll > 1 and (amp or hold_length):
+            raise ValueError("`amp` and `hold_length` work with `unroll=1` only.")
         if n_steps is not None:
             check_int("n_steps", n_steps, low=1)
         if (n_steps is None) == (schedule is None):
@@ -163,7 +170,7 @@ class T1T2:
             n_updates=max(1, n_steps // self.every) if n_steps is not None else 1,
         )
         self._lookback: LastStep | LastSteps = (
-            LastStep(optimizer, self._decayed, trace=trace)
+            LastStep(optimizer, self._decayed, trace=trace, hold_length=bool(hold_length))
             if unroll == 1
             else LastSteps(optimizer, self._decayed, n=unroll)
         )
