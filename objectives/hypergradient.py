@@ -10,6 +10,7 @@ from collections.abc import Mapping
 import os
 from pathlib import Path
 from typing import Any
+from typing import Final
 from typing import Literal
 from typing import TYPE_CHECKING
 
@@ -41,7 +42,7 @@ SPACE: dict[str, BaseDistribution] = {
 ARCHITECTURE = ("optimizer",)
 """What stays with the weights when a trial goes on from another one's."""
 
-DIRECTION = "maximize"
+DIRECTION: Final = "maximize"
 """The value is the accuracy on the validation images."""
 
 DEFAULTS: dict[str, Any] = {"optimizer": "adam", "lr": 1e-3, "hyper_lr": 0.7}

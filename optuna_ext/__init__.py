@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from optuna_ext.online.hypergradient import HypergradientAdam as HypergradientAdam
     from optuna_ext.online.hypergradient import HypergradientAdamW as HypergradientAdamW
     from optuna_ext.online.hypergradient import HypergradientSGD as HypergradientSGD
+    from optuna_ext.online.t1t2 import T1T2 as T1T2
     from optuna_ext.pruners import HyperbandPruner as HyperbandPruner
     from optuna_ext.pruners import SuccessiveHalvingPruner as SuccessiveHalvingPruner
     from optuna_ext.recovery import Heartbeat as Heartbeat
@@ -65,6 +66,7 @@ _HOMES = {
     "SobolSampler": "optuna_ext.samplers",
     "SuccessiveHalving": "optuna_ext.halving",
     "SuccessiveHalvingPruner": "optuna_ext.pruners",
+    "T1T2": "optuna_ext.online.t1t2",
     "UnitSpace": "optuna_ext.space",
     "WarmupSampler": "optuna_ext.samplers",
     "bulk_storage": "optuna_ext.storage",

@@ -6,6 +6,7 @@ after the step; its derivative is diagonal.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +24,7 @@ _ADAM = (torch.optim.Adam, HypergradientAdam)
 _ADAMW = (torch.optim.AdamW, HypergradientAdamW)
 _REFUSED = ("amsgrad", "maximize", "dampening")
 
-State = dict[str, Tensor]
+_PART = 2**16  # elements
 
 
 def check_optimizer(optimizer: Optimizer) -> None:
@@ -54,7 +55,9 @@ def groups_of(optimizer: Optimizer) -> dict[Tensor, dict[str, Any]]:
     return {p: group for group in optimizer.param_groups for p in group["params"]}
 
 
-def pull_back(optimizer: Optimizer, group: dict[str, Any], p: Tensor, g: Tensor, v: Tensor) -> Tensor:
+def pull_back(
+    optimizer: Optimizer, group: dict[str, Any], p: Tensor, g: Tensor, v: Tensor
+) -> Tensor:
     """Return ``(dU/dg) v`` of the step just made.
 
     Args:
@@ -68,16 +71,36 @@ def pull_back(optimizer: Optimizer, group: dict[str, Any], p: Tensor, g: Tensor,
     if isinstance(optimizer, _SGD):
         return v * (-lr * (1 + group["momentum"] if group["nesterov"] else 1))
     state = optimizer.state[p]
-    (beta1, beta2), t = group["betas"], float(state["step"])
-    # U = -lr m / (1 - beta1^t) / (r + eps) with r = sqrt(s / (1 - beta2^t)), and m and s are
-    # (1 - beta1) g and (1 - beta2) g^2 plus what does not depend on g. Therefore
-    # dU/dg = -lr / (1 - beta1^t) / (r + eps) * (1 - beta1 - (1 - beta2) / (1 - beta2^t) m g / (r (r + eps)))
-    r = state["exp_avg_sq"].sqrt().div_((1 - beta2**t) ** 0.5)
-    below = r + group["eps"]
-    bend = state["exp_avg"] * g
-    bend.div_(r.mul_(below).clamp_(min=torch.finfo(r.dtype).tiny))
-    bend.mul_(-(1 - beta2) / (1 - beta2**t)).add_(1 - beta1)
-    return bend.div_(below).mul_(v).mul_(-lr / (1 - beta1**t))
+    w = torch.empty_like(v)
+    tensors = (w, v, g, state["exp_avg"], state["exp_avg_sq"])
+    parts: Iterable[tuple[Tensor, ...]] = [tensors]
+    if v.device.type == "cpu" and all(x.is_contiguous() for x in tensors):  # stay in the cache
+        parts = zip(*(x.view(-1).split(_PART) for x in tensors), strict=True)
+    for part in parts:
+        _pull_back_adam(*part, group=group, t=float(state["step"]))
+    return w
+
+
+def _pull_back_adam(
+    w: Tensor, v: Tensor, g: Tensor, m: Tensor, s: Tensor, *, group: dict[str, Any], t: float
+) -> None:
+    """Write into ``w``.
+
+    U = -lr m / (1 - beta1^t) / (r + eps) with r = sqrt(s / (1 - beta2^t)), where m and s are
+    (1 - beta1) g and (1 - beta2) g^2 plus what does not depend on g. Therefore
+    dU/dg = -lr / (1 - beta1^t) / (r + eps)
+            * (1 - beta1 - (1 - beta2) / (1 - beta2^t) m g / (r (r + eps))),
+    and the corrections of m and s are taken out of the elementwise operations.
+    """
+    beta1, beta2 = group["betas"]
+    correction = (1 - beta2**t) ** 0.5
+    scale = -float(group["lr"]) / (1 - beta1**t) * correction
+    r = s.sqrt().clamp_(min=torch.finfo(s.dtype).tiny)  # where s is 0, so are m and g
+    below = r + group["eps"] * correction
+    torch.mul(m, g, out=w).div_(r)
+    straight = torch.full((), scale * (1 - beta1), dtype=w.dtype, device=w.device)
+    torch.addcdiv(straight, w, below, value=-scale * (1 - beta2), out=w)
+    w.mul_(v).div_(below)
 
 
 @dataclass
@@ -111,13 +134,15 @@ class SmoothStep:
         self.state["exp_avg_sq"] = s
         # The derivative of the root at 0 is infinite; where s is 0, so is m.
         r = torch.where(s > 0, s, torch.ones_like(s)).sqrt() * (s > 0) / (1 - beta2**self.t) ** 0.5
-        return theta - lr / (1 - beta1**self.t) * m / (r + group["eps"])
+        after: Tensor = theta - lr / (1 - beta1**self.t) * m / (r + group["eps"])
+        return after
 
     def _sgd(self, group: dict[str, Any], g: Tensor) -> Tensor:
-        momentum = group["momentum"]
+        momentum: float = group["momentum"]
         if momentum == 0:
             return g
-        buffer = self.state.get("momentum_buffer")
-        buffer = g if buffer is None else momentum * buffer + g
+        buffer: Tensor = g
+        if "momentum_buffer" in self.state:
+            buffer = g + self.state["momentum_buffer"] * momentum
         self.state["momentum_buffer"] = buffer
-        return g + momentum * buffer if group["nesterov"] else buffer
+        return g.add(buffer, alpha=momentum) if group["nesterov"] else buffer

@@ -29,16 +29,24 @@ class LastStep:
             The name of the L2 weight of the parameters that have one.
         trace:
             The discount.
+        hold_length:
+            Whether a change of the gradient along itself does not count.
     """
 
     def __init__(
-        self, optimizer: Optimizer, decayed: Mapping[Tensor, str], *, trace: float
+        self,
+        optimizer: Optimizer,
+        decayed: Mapping[Tensor, str],
+        *,
+        trace: float,
+        hold_length: bool,
     ) -> None:
         self._optimizer = optimizer
         self._groups = groups_of(optimizer)
         self._decayed = decayed
         self._decouples = is_decoupled(optimizer)
         self._trace = trace
+        self._hold_length = hold_length
         self._effects: dict[Tensor, Tensor] = {}
         self._before: dict[Tensor, Tensor] = {}
         self._gradients: Mapping[Tensor, Tensor] = {}
@@ -49,8 +57,12 @@ class LastStep:
 
     def begin(self, params: Sequence[Tensor]) -> Mapping[Tensor, Tensor]:
         """Copy the parameters, so that a graph on the copies outlives the optimizer's step."""
-        self._before = {p: p.detach().clone().requires_grad_() for p in params}
         self._gradients = {}
+        with torch.no_grad():
+            for p in params:
+                if p not in self._before:
+                    self._before[p] = torch.empty_like(p).requires_grad_()
+                self._before[p].copy_(p)
         return self._before
 
     def keep(self, gradients: Mapping[Tensor, Tensor]) -> None:
@@ -64,7 +76,11 @@ class LastStep:
         if self._trace > 0:
             for p in self._decayed:
                 if p.grad is not None:
-                    effect = self._times_decay(p, self._before[p])
+                    before = self._before[p]
+                    if self._decouples:
+                        effect = before * -float(self._groups[p]["lr"])
+                    else:
+                        effect = self._pull_back(p, before)
                     if p in self._effects:
                         effect += self._trace * self._effects[p]
                     self._effects[p] = effect
@@ -74,32 +90,45 @@ class LastStep:
         self, v: Mapping[Tensor, Tensor], values: Mapping[str, Tensor]
     ) -> list[tuple[Tensor, Tensor]]:
         """Return the pairs for ``v``, the gradient of the validation loss."""
-        found = []
+        found: list[tuple[Tensor, Tensor]] = []
+        along: list[tuple[Tensor, Tensor]] = []
         for p, v_p in v.items():
-            if p.grad is None:
+            if p not in self._before:
                 continue
             if p in self._gradients:
                 w = self._pull_back(p, v_p)
-                found.append((self._gradients[p], w))
+                along.append((self._gradients[p], w))
             if p in self._decayed:
                 if self._trace > 0:
-                    slope = torch.sum(v_p * self._effects[p])
-                elif p in self._gradients and not self._decouples:
-                    slope = torch.sum(w * self._before[p])
+                    slope = _dot(v_p, self._effects[p])
+                elif self._decouples:
+                    slope = _dot(v_p, self._before[p]) * -float(self._groups[p]["lr"])
                 else:
-                    slope = torch.sum(self._times_decay(p, v_p) * self._before[p])
+                    w = w if p in self._gradients else self._pull_back(p, v_p)
+                    slope = _dot(w, self._before[p])
                 found.append((values[self._decayed[p]], slope))
-        return found
-
-    def _times_decay(self, p: Tensor, x: Tensor) -> Tensor:
-        """Return ``x`` times what a step does to ``l2 * theta``, which is diagonal."""
-        return x * -float(self._groups[p]["lr"]) if self._decouples else self._pull_back(p, x)
+        return found + (_across(along) if self._hold_length else along)
 
     def _pull_back(self, p: Tensor, x: Tensor) -> Tensor:
         group, g = self._groups[p], p.grad
+        if g is None:
+            raise RuntimeError("The gradients are gone: keep them until `update` is done.")
         if not self._decouples and group["weight_decay"] != 0:
             g = g + group["weight_decay"] * self._before[p]  # as the optimizer does by itself
         return pull_back(self._optimizer, group, p, g, x)
+
+
+def _across(pairs: list[tuple[Tensor, Tensor]]) -> list[tuple[Tensor, Tensor]]:
+    """Take from the second tensors what is parallel to the first, all of them as one vector."""
+    if not pairs:
+        return []
+    square = torch.stack([_dot(g, g) for g, _ in pairs]).sum()
+    share = torch.stack([_dot(g, w.to(g.dtype)) for g, w in pairs]).sum() / square
+    return [(g, torch.addcmul(w, g, share, value=-1)) for g, w in pairs]
+
+
+def _dot(x: Tensor, y: Tensor) -> Tensor:
+    return torch.dot(x.reshape(-1), y.reshape(-1))
 
 
 class LastSteps:

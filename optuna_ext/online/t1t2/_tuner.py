@@ -95,8 +95,17 @@ class T1T2:
         unroll:
             How many steps the derivative goes back through, up to ``every``. More than 1
             multiplies time and memory of those steps.
+        hold_length:
+            Whether the length of the training gradient counts as given in the derivatives by
+            anything but L2. Noise makes gradients longer, and one step ahead a longer step looks
+            good, but Adam soon divides by the length: without this, noise grows too large where
+            the net does not learn by heart. The derivative is that of a step along the gradient
+            scaled to its present length.
         schedule:
             Values to follow instead of tuning, as :attr:`schedule` gives them.
+        amp:
+            Whether what is computed for tuning alone, but not the training step, is in bfloat16
+            where torch holds that to be safe. It is faster where the processor knows bfloat16.
         seed:
             Fixes the noise.
 
@@ -124,7 +133,9 @@ class T1T2:
         every: int = 10,
         trace: float = 0.0,
         unroll: int = 1,
+        hold_length: bool = False,
         schedule: Schedule | None = None,
+        amp: bool = False,
         seed: int = 0,
     ) -> None:
         self.every = check_int("every", every, low=1)
@@ -133,6 +144,10 @@ class T1T2:
             raise ValueError(f"`trace` must be in [0, 1), but got {trace}.")
         if trace > 0 and unroll > 1:
             raise ValueError("`trace` and `unroll` are two ways to look back: use one of them.")
+        if unroll > 1 and (amp or hold_length):
+            raise ValueError("`amp` and `hold_length` work with `unroll=1` only.")
+        if n_steps is not None:
+            check_int("n_steps", n_steps, low=1)
         if (n_steps is None) == (schedule is None):
             raise ValueError("Give `n_steps` to tune or `schedule` to follow, and not both.")
         check_optimizer(optimizer)
@@ -145,15 +160,17 @@ class T1T2:
         self._in_loss = [h for h in hyperparameters if not isinstance(h, L2)]
         self._decayed = self._find_decayed(hyperparameters)
         first = next(iter(self._params.values()))
+        self._device = first.device
+        self._amp = bool(amp)
         self._hyper = HyperOptimizer(
             hyperparameters,
             model,
             dtype=torch.promote_types(first.dtype, torch.float32),
             device=first.device,
-            n_updates=max(1, check_int("n_steps", n_steps or 1, low=1) // self.every),
+            n_updates=max(1, n_steps // self.every) if n_steps is not None else 1,
         )
         self._lookback: LastStep | LastSteps = (
-            LastStep(optimizer, self._decayed, trace=trace)
+            LastStep(optimizer, self._decayed, trace=trace, hold_length=bool(hold_length))
             if unroll == 1
             else LastSteps(optimizer, self._decayed, n=unroll)
         )
@@ -163,7 +180,8 @@ class T1T2:
         self._followed = schedule
         self.n_steps = 0
         self.hypergradients: dict[str, float] = {}
-        self._points: dict[int, dict[str, float]] = {}
+        self._schedule = Schedule()
+        self._watching = False
         self._take_values()
 
     def _find_decayed(self, hyperparameters: Sequence[Hyperparameter]) -> dict[Tensor, str]:
@@ -201,12 +219,12 @@ class T1T2:
     @property
     def schedule(self) -> Schedule:
         """The values of all steps so far, to be looked at, saved, or followed again."""
-        return Schedule(self._points, last=max(1, self.n_steps))
+        return Schedule.from_dict(self._schedule.to_dict())
 
     @property
-    def _steps_to_go(self) -> int:
-        """Number of steps after the one in progress until the hyperparameters move."""
-        return -1 if self._followed is not None else -(self.n_steps + 1) % self.every
+    def _steps_to_go(self) -> int | None:
+        """Number of steps after the one in progress until the hyperparameters move, if ever."""
+        return None if self._followed is not None else -(self.n_steps + 1) % self.every
 
     def step(self, batch: Batch, valid_batch: Batch | Iterator[Batch] | None = None) -> Tensor:
         """Train on a batch of T1 and, if it is due, tune on a batch of T2.
@@ -234,35 +252,47 @@ class T1T2:
             The training loss without L2; shape ``()``, detached.
         """
         if self._followed is not None:
-            self._hyper.set(self._followed.at(self.n_steps + 1))
+            self._hyper.set(self._followed.at(min(self.n_steps + 1, self._followed.last)))
             self._take_values()
-        self._watching = not self._followed and self._lookback.watches(self._steps_to_go)
+        to_go = self._steps_to_go
+        self._watching = to_go is not None and self._lookback.watches(to_go)
         if self.n_steps == 0:
             self._check_use(batch)
         if self._watching:
             self._values = self._hyper.values()
             copies = self._lookback.begin(list(self._params.values()))
-        if self._watching and self._keeps_graph:
-            loss = self._backward_in_graph(batch, copies)
+        in_graph = self._watching and self._keeps_graph
+        if in_graph and not self._amp:
+            loss, gradients = self._train_in_graph(batch, copies)
+            for p in self._params.values():
+                p.grad = gradients[p].detach().clone() if p in gradients else None
         else:
+            noise = self._generator.get_state()
             self.optimizer.zero_grad()
             loss = self._train_loss(batch, self._constants)
             torch.autograd.backward(loss)
+            if in_graph:  # once more, for the derivatives alone
+                self._generator.set_state(noise)
+                with torch.random.fork_rng(), self._autocast():
+                    _, gradients = self._train_in_graph(batch, copies)
+        if in_graph:
+            self._lookback.keep(gradients)
         self._decay()
         return loss.detach()
 
-    def _backward_in_graph(self, batch: Batch, copies: Mapping[Tensor, Tensor]) -> Tensor:
+    def _train_in_graph(
+        self, batch: Batch, copies: Mapping[Tensor, Tensor]
+    ) -> tuple[Tensor, dict[Tensor, Tensor]]:
+        """Return the loss and its gradients by the copies, which know the hyperparameters."""
         stand_ins = {f"model.{name}": copies[p] for name, p in self._params.items()}
-        loss: Tensor = functional_call(self._program, stand_ins, (batch, self._values))
+        loss = functional_call(self._program, stand_ins, (batch, self._values))
         inputs = [copies[p] for p in self._params.values()]
         found = torch.autograd.grad(loss, inputs, create_graph=True, allow_unused=True)
-        gradients = {}
-        for p, g in zip(self._params.values(), found, strict=True):
-            p.grad = None if g is None else g.detach().clone()
-            if g is not None:
-                gradients[p] = g
-        self._lookback.keep(gradients)
-        return loss
+        pairs = zip(self._params.values(), found, strict=True)
+        return loss, {p: g for p, g in pairs if g is not None}
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self._device.type, torch.bfloat16, enabled=self._amp)
 
     @torch.no_grad()
     def _decay(self) -> None:
@@ -285,6 +315,7 @@ class T1T2:
             ValueError: If it is needed and not given, or the gradient of the training loss does
                 not depend on a hyperparameter.
         """
+        self._schedule.record(self.n_steps + 1, **self._numbers)
         if self._watching:
             self._lookback.advance(self._values)
         if self.is_due:
@@ -314,13 +345,13 @@ class T1T2:
         self.hypergradients = {name: gradient.item() for name, gradient in gradients.items()}
         self._hyper.step(gradients)
         self._take_values()
-        self._points[self.n_steps + 2] = dict(self._numbers)
 
     def _valid_gradients(self, batch: Batch) -> dict[Tensor, Tensor]:
         modes = {module: module.training for module in self.model.modules()}
         self.model.eval()
         try:
-            loss = self._valid_loss(self.model, batch)
+            with self._autocast():
+                loss = self._valid_loss(self.model, batch)
             params = list(self._params.values())
             found = torch.autograd.grad(loss, params, allow_unused=True)
         finally:
@@ -342,7 +373,7 @@ class T1T2:
             return
         state = self._generator.get_state()
         raws = {h.name: self._hyper.raws[h.name] for h in self._in_loss}
-        with torch.random.fork_rng(devices=[], enabled=True):
+        with torch.random.fork_rng():
             loss = self._train_loss(batch, self._hyper.values())
         self._generator.set_state(state)
         if not loss.requires_grad:
@@ -355,14 +386,13 @@ class T1T2:
     def _take_values(self) -> None:
         self._constants = {name: v.detach() for name, v in self._hyper.values().items()}
         self._numbers = {name: v.item() for name, v in self._constants.items()}
-        self._points.setdefault(self.n_steps + 1, dict(self._numbers))
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a later process needs to go on, beside the model's and the optimizer's."""
         return {
             "hyper": self._hyper.state_dict(),
             "n_steps": self.n_steps,
-            "points": {step: dict(values) for step, values in self._points.items()},
+            "schedule": self._schedule.to_dict(),
             "generator": self._generator.get_state(),
         }
 
@@ -370,7 +400,7 @@ class T1T2:
         """Go on from where another tuner was."""
         self._hyper.load_state_dict(state["hyper"])
         self.n_steps = state["n_steps"]
-        self._points = {step: dict(values) for step, values in state["points"].items()}
+        self._schedule = Schedule.from_dict(state["schedule"])
         self._generator.set_state(state["generator"].cpu())
         self._take_values()
 

@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import optuna
+import pytest
+
+from optuna_ext import Schedule
+from optuna_ext.online import recorded
+from studies import t1t2
+from studies._t1t2_experiment import _table
+from studies._t1t2_experiment import figure
+from studies._t1t2_experiment import Outcome
+
+
+def make_outcome(seed: int) -> Outcome:
+    start = {"l2": 1e-4, "input_noise": 0.1}
+    return Outcome(
+        start=start,
+        fixed=0.03,
+        tuned=0.02 + 0.02 * seed,
+        by_schedule=0.02,
+        by_constants=0.025,
+        schedule=Schedule({1: start, 11: {"l2": 1e-3, "input_noise": 0.2}}, last=20),
+        seconds=(10.0, 11.0),
+    )
+
+
+def test_the_experiment_is_told_in_four_panels() -> None:
+    outcomes = [make_outcome(0), make_outcome(1)]
+    drawn = figure(outcomes, title="MNIST")
+    assert [a.text.split(",")[0] for a in drawn.layout.annotations] == [
+        "trajectories (dot: end)",
+        "test error",
+        "test error",
+        "CPU seconds per epoch",
+    ]
+    assert list(drawn.data[0].y) == pytest.approx([-4, -3])
+    assert _table(outcomes, title="MNIST").caption == (
+        "worse than its own start: 50%; time of an epoch: +10.0%"
+    )
+
+
+def test_mistakes_in_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    assert t1t2.main(["--width", "-1"]) == 2
+    assert "width must be positive" in capsys.readouterr().err
+
+
+@pytest.mark.data
+@pytest.mark.slow
+def test_the_study_on_the_real_images(
+    real_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shared = ["--data-dir", str(real_data), "--trials", "1", "--epochs", "1", "--no-figure"]
+    assert t1t2.main([*shared, "--width", "0.02", "--device", "cpu"]) == 0
+    study = optuna.load_study(study_name=None, storage="sqlite:///runs/t1t2.db")
+    schedule = recorded(study.trials[0])
+    assert schedule is not None
+    assert schedule.names == ["l2", "input_noise"]
+    assert study.best_value > 0.5
