@@ -213,9 +213,7 @@ def _upload(trial: BaseTrial, schedule: Schedule, store: ArtifactStore) -> str:
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory, _FILE)
         path.write_text(text, encoding="utf-8")
-        return upload_artifact(
-            artifact_store=store, file_path=str(path), study_or_trial=trial, mimetype=None
-        )
+        return upload_artifact(artifact_store=store, file_path=str(path), study_or_trial=trial)
 
 
 def _open(place: str | os.PathLike[str] | ArtifactStore) -> ArtifactStore:

@@ -38,7 +38,7 @@ def test_from_a_pause_the_rate_goes_on_where_it_was(optimizer: str, tmp_path: Pa
     straight = FixedTrial(params)
     value = hypergradient.objective(straight, epochs=2, device="cpu")
     store = CheckpointStore(":memory:")
-    study = optuna.create_study(direction=hypergradient.DIRECTION, pruner=Stop())
+    study = optuna.create_study(direction="maximize", pruner=Stop())
     study.enqueue_trial(params)
     study.enqueue_trial(params, user_attrs={"parent": 0})
     study.optimize(

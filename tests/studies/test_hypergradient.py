@@ -166,7 +166,7 @@ def test_published_losses_are_reproduced(real_data: Path) -> None:
 
     data = images(Options(data_dir=real_data), CPU)
     assert len(data.train_x) == 60_000
-    for name in ("SGDN-HD", "Adam-HD"):
+    for name in ("SGD", "SGD-HD", "SGDN"):
         loss, build = published()[name]
         row = train_one(data, build, name=name, device=CPU, epochs=10, seed=1)
         assert row.loss == pytest.approx(loss, abs=0.002)
