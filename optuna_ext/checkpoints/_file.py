@@ -44,8 +44,7 @@ def dump(
     Raises:
         OSError: If there is no room for it.
     """
-    spooled = tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY, dir=directory)  # noqa: SIM115
-    file = cast(BinaryIO, spooled)
+    file = _room(directory)
     try:
         torch.save({"format": FORMAT, **content}, file)
     except RuntimeError as error:
@@ -70,7 +69,7 @@ def load(
     Raises:
         UnusableError: If the file is cut, altered, holds code, or is of a later format.
     """
-    with tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY, dir=directory) as file:
+    with _room(directory) as file:
         digest = hashlib.sha256()
         while chunk := stream.read(_CHUNK):
             digest.update(chunk)
@@ -93,6 +92,12 @@ def load(
         raise UnusableError("is of a format that this version does not know")
     opened: dict[str, Any] = _with_arrays(content)
     return opened
+
+
+def _room(directory: Path | None) -> BinaryIO:
+    """Open a file in memory that moves to the disk when it becomes large."""
+    where = None if directory is None else str(directory)
+    return cast(BinaryIO, tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY, dir=where))
 
 
 def plain(value: Any, *, name: str) -> Any:
