@@ -129,8 +129,8 @@ class Heartbeat:
                 A running trial that this process has asked for.
         """
         self._own.add(trial.number)
-        self._look()
         try:
+            self._look()
             beat = functools.partial(trial.set_user_attr, HEARTBEAT)
             with beating(beat, interval=self._interval, after_beat=self._look):
                 yield
@@ -194,7 +194,9 @@ class Heartbeat:
                 self._study.tell(trial.number, state=TrialState.FAIL)
             except (UpdateFinishedTrialError, ValueError):  # finished at this very moment
                 return False
-        if has_retries(self._study.get_trials(deepcopy=False), trial, self._retries):
+        trials = self._study.get_trials(deepcopy=False)
+        # Another watcher may have been quicker, after the first one had died between both steps.
+        if trial.number not in superseded(trials) and has_retries(trials, trial, self._retries):
             retry(self._study, trial)
         return True
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import getpass
 import hashlib
+import os
 from pathlib import Path
 import tempfile
 import threading
@@ -69,8 +70,15 @@ def study_lock(location: str, storage: BaseStorage, study: str) -> Lock:
     if isinstance(storage, RDBStorage):
         return _ServerLock(storage.engine, study)
     digest = hashlib.sha256(location.encode()).hexdigest()[:16]
-    name = f"optuna-ext-{getpass.getuser()}-{digest}.lock"
+    name = f"optuna-ext-{_user()}-{digest}.lock"
     return FileLock(Path(tempfile.gettempdir(), name), poll_interval=_POLL)
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container may run under a number that has no name
+        return str(os.getuid())
 
 
 class _ServerLock:

@@ -114,6 +114,8 @@ def make_plan(
     job.sampler_and_pruner(objective)
     if file is None or file.exists():
         _find_study(connect_to_read(storage), job, objective)
+    if "checkpoints" in arguments:
+        _check_checkpoints(arguments["checkpoints"])
     return Plan(
         job=job,
         objective=objective,
@@ -186,6 +188,21 @@ def _retries(options: Options, arguments: Mapping[str, Any]) -> int:
     if options.retries is not None:
         return options.retries
     return _RETRIES if arguments.get("checkpoints") is not None else 0
+
+
+def _check_checkpoints(place: str) -> None:
+    """Refuse a place where every trial would fail when it saves."""
+    from optuna_ext import CheckpointError
+    from optuna_ext import CheckpointStore
+
+    if place == ":memory:":
+        raise UserError(
+            "--checkpoints :memory: would be forgotten with the process: name a directory"
+        )
+    try:
+        CheckpointStore(place).check()
+    except (ValueError, TypeError, OSError, ImportError, CheckpointError) as error:
+        raise UserError(f"--checkpoints: {error}") from error
 
 
 def _check_json(arguments: Mapping[str, Any]) -> None:

@@ -208,8 +208,15 @@ def _cause(code: int) -> str:
     if code == 0:
         return ""
     if code < 0:
-        return f"was killed by {signal.Signals(-code).name}"
+        return f"was killed by {_signal_name(-code)}"
     return f"ended with code {code}"
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # real-time signals have no names
+        return f"signal {number}"
 
 
 def _environment(n_workers: int) -> dict[str, str]:

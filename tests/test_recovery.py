@@ -201,6 +201,16 @@ class TestRetry:
             both[0](5), both[1](5)
         assert [trial.state.name for trial in study.trials] == ["FAIL", "WAITING"]
 
+    def test_one_of_two_watchers_enqueues_what_a_third_left(self) -> None:
+        study = optuna.create_study()
+        trial = running_trial(study, 1)
+        trial.set_user_attr(HEARTBEAT, "lost")
+        study.tell(trial, state=TrialState.FAIL)
+        seen = study.trials[0]
+        for _ in range(2):  # both saw it before the first one acted
+            Heartbeat(study, retries=1)._give_up(seen)
+        assert [trial.state.name for trial in study.trials] == ["FAIL", "WAITING"]
+
     def test_an_objective_that_raises_is_not_repeated(self, clock: Clock) -> None:
         study = optuna.create_study()
         heartbeat = Heartbeat(study, interval=10, retries=1)

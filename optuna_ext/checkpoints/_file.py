@@ -7,6 +7,7 @@ from collections import OrderedDict
 from collections.abc import Mapping
 import hashlib
 from io import BytesIO
+from pathlib import Path
 import pickle
 import tempfile
 from typing import Any
@@ -29,15 +30,27 @@ _NUMBERS = (bool, int, float, complex)
 _SIMPLE = (*_NUMBERS, type(None), str, bytes, torch.Size, torch.device, torch.dtype)
 
 
-def dump(content: Mapping[str, Any]) -> tuple[BinaryIO, int, str]:
+def dump(
+    content: Mapping[str, Any], *, directory: Path | None = None
+) -> tuple[BinaryIO, int, str]:
     """Return a file with the content, its size and its SHA-256.
 
     Args:
         content:
             What :func:`plain` returned.
+        directory:
+            Where to prepare what is large; by default that of the system's temporary files.
+
+    Raises:
+        OSError: If there is no room for it.
     """
-    file = cast(BinaryIO, tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY))  # noqa: SIM115
-    torch.save({"format": FORMAT, **content}, file)
+    file = _room(directory)
+    try:
+        torch.save({"format": FORMAT, **content}, file)
+    except RuntimeError as error:
+        if isinstance(error.__context__, OSError):  # the disk is full, which torch hides
+            raise error.__context__ from None
+        raise
     size = file.tell()
     file.seek(0)
     sha256 = hashlib.file_digest(cast(BytesIO, file), "sha256").hexdigest()
@@ -45,7 +58,9 @@ def dump(content: Mapping[str, Any]) -> tuple[BinaryIO, int, str]:
     return file, size, sha256
 
 
-def load(stream: BinaryIO, *, size: int, sha256: str) -> dict[str, Any]:
+def load(
+    stream: BinaryIO, *, size: int, sha256: str, directory: Path | None = None
+) -> dict[str, Any]:
     """Read what :func:`dump` wrote, on the CPU.
 
     Nothing is unpickled before the bytes are known to be the right ones, and then only what
@@ -54,7 +69,7 @@ def load(stream: BinaryIO, *, size: int, sha256: str) -> dict[str, Any]:
     Raises:
         UnusableError: If the file is cut, altered, holds code, or is of a later format.
     """
-    with tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY) as file:
+    with _room(directory) as file:
         digest = hashlib.sha256()
         while chunk := stream.read(_CHUNK):
             digest.update(chunk)
@@ -77,6 +92,12 @@ def load(stream: BinaryIO, *, size: int, sha256: str) -> dict[str, Any]:
         raise UnusableError("is of a format that this version does not know")
     opened: dict[str, Any] = _with_arrays(content)
     return opened
+
+
+def _room(directory: Path | None) -> BinaryIO:
+    """Open a file in memory that moves to the disk when it becomes large."""
+    where = None if directory is None else str(directory)
+    return cast(BinaryIO, tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY, dir=where))
 
 
 def plain(value: Any, *, name: str) -> Any:

@@ -38,6 +38,8 @@ class Place:
             Put before every name.
     """
 
+    path: Path | None = None  # a directory for what does not fit into memory; None: the system's
+
     def __init__(self, store: ArtifactStore, prefix: str = "") -> None:
         self._store = store
         self._prefix = prefix
@@ -54,6 +56,12 @@ class Place:
         """Delete a file, if there is one of this name."""
         with contextlib.suppress(ArtifactNotFound):
             self._store.remove(self._prefix + name)
+
+    def check(self) -> None:
+        """Write a file and remove it; whatever the store raises if that is not possible."""
+        name = f"{uuid.uuid4().hex}.tmp"
+        self.write(name, io.BytesIO(b"check"))
+        self.remove(name)
 
     def renew(self, name: str) -> bool:
         """Make a file as young as a new one; return whether that was possible."""
@@ -79,11 +87,14 @@ class Directory(Place):
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path).expanduser().absolute()
+        self.path: Path = Path(path).expanduser().absolute()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except (FileExistsError, NotADirectoryError) as error:
             raise NotADirectoryError(f"{self.path} must be a directory.") from error
+        except OSError as error:
+            reason = error.strerror or error
+            raise type(error)(f"{self.path} cannot be made a directory: {reason}.") from error
         super().__init__(FileSystemArtifactStore(self.path))
 
     def __str__(self) -> str:
@@ -233,7 +244,7 @@ def open_place(place: str | os.PathLike[str] | ArtifactStore) -> Place:
         return Directory(place)
     if isinstance(place, str):
         return _from_text(place)
-    if isinstance(place, FileSystemArtifactStore):
+    if type(place) is FileSystemArtifactStore:  # not of a subclass, which may write in its own way
         return Directory(_directory_of(place))
     if not all(hasattr(place, method) for method in ("open_reader", "write", "remove")):
         raise TypeError(f"`place` must be {_FORMS}, but is of type {type(place).__name__}.")

@@ -101,7 +101,11 @@ def best_trials(
     }
     if len(signs) == 1:
         return {*heapq.nsmallest(n, losses, key=losses.__getitem__)}
-    return {i for i, own in losses.items() if not any(_beats(o, own) for o in losses.values())}
+    front: dict[int, tuple[float, ...]] = {}
+    for number in sorted(losses, key=losses.__getitem__):  # who is beaten comes after who beats
+        if not any(_beats(other, losses[number]) for other in front.values()):
+            front[number] = losses[number]
+    return {*front}
 
 
 def _beats(one: tuple[float, ...], other: tuple[float, ...]) -> bool:

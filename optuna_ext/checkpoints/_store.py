@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from collections.abc import Mapping
-from collections.abc import Sequence
+import contextlib
 import dataclasses
 import datetime
 import hashlib
@@ -24,6 +24,7 @@ from optuna_ext._checks import check_int
 from optuna_ext.checkpoints import _file
 from optuna_ext.checkpoints._errors import CheckpointError
 from optuna_ext.checkpoints._errors import UnusableError
+from optuna_ext.checkpoints._origins import candidates
 from optuna_ext.checkpoints._places import open_place
 from optuna_ext.checkpoints._retention import best_trials
 from optuna_ext.checkpoints._retention import needed
@@ -188,7 +189,7 @@ class CheckpointStore:
 
         run = Run(Things(things), keep, autosave=self._autosave)
         failures = []
-        for number, checkpoint in _candidates(current, trials):
+        for number, checkpoint in candidates(current, trials):
             try:
                 content = self._read(checkpoint)
             except UnusableError as error:
@@ -237,6 +238,19 @@ class CheckpointStore:
             ) from error
         _restore(Things(things), content, trial.number)
         return checkpoint.step
+
+    def check(self) -> None:
+        """Write a small file and delete it, to notice now what would end a trial when it saves.
+
+        Raises:
+            CheckpointError: If that is not possible.
+        """
+        try:
+            self._place.check()
+        except Exception as error:
+            raise CheckpointError(
+                f"nothing can be kept in {self._place}: {_reason(error)}."
+            ) from error
 
     def collect(self, study: Study) -> list[str]:
         """Delete the checkpoints of a study that no trial can use anymore.
@@ -300,7 +314,8 @@ class CheckpointStore:
         previous: Checkpoint | None,
     ) -> Checkpoint:
         """Write a checkpoint, then name it: a user attribute never names half a file."""
-        file, size, sha256 = _file.dump(content)
+        with self._in_a_sentence(trial, step):
+            file, size, sha256 = _file.dump(content, directory=self._place.path)
         with file:
             name = f"{start}-{sha256}.pt"
             if previous is not None and previous.artifact == name:  # nothing has changed
@@ -318,9 +333,14 @@ class CheckpointStore:
         return checkpoint
 
     def _put(self, name: str, file: BinaryIO, trial: BaseTrial | FrozenTrial, step: int) -> None:
-        try:
+        with self._in_a_sentence(trial, step):
             file.seek(0)
             self._place.write(name, file)
+
+    @contextlib.contextmanager
+    def _in_a_sentence(self, trial: BaseTrial | FrozenTrial, step: int) -> Iterator[None]:
+        try:
+            yield
         except Exception as error:
             # Every client of a bucket has exceptions of its own.
             raise CheckpointError(
@@ -338,7 +358,12 @@ class CheckpointStore:
     def _read(self, checkpoint: Checkpoint) -> dict[str, Any]:
         try:
             with self._place.open(checkpoint.artifact) as stream:
-                return _file.load(stream, size=checkpoint.size, sha256=checkpoint.sha256)
+                return _file.load(
+                    stream,
+                    size=checkpoint.size,
+                    sha256=checkpoint.sha256,
+                    directory=self._place.path,
+                )
         except UnusableError:
             raise
         except ArtifactNotFound as error:
@@ -349,27 +374,6 @@ class CheckpointStore:
 
 def _reason(error: Exception) -> str:
     return str(getattr(error, "strerror", None) or error)
-
-
-def _candidates(
-    trial: BaseTrial | FrozenTrial, trials: Sequence[FrozenTrial]
-) -> Iterator[tuple[int, Checkpoint]]:
-    """Yield the checkpoints a trial may go on from and whose they are, the best first."""
-    seen: set[int] = set()
-    current: BaseTrial | FrozenTrial | None = trial
-    while current is not None and current.number not in seen:
-        seen.add(current.number)
-        checkpoint = Checkpoint.of(current)
-        while checkpoint is not None:
-            yield current.number, checkpoint
-            checkpoint = checkpoint.previous
-        parent = parent_of(current)
-        if parent is not None and not 0 <= parent < len(trials):
-            raise CheckpointError(
-                f"trial {current.number} names trial {parent} as its parent, which the study does "
-                "not have."
-            )
-        current = None if parent is None else trials[parent]
 
 
 def _restore(target: Run | Things, content: Mapping[str, Any], number: int) -> None:

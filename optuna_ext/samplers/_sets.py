@@ -34,7 +34,8 @@ _N_KEPT = 64
 class SetSampler(DesignSampler, abc.ABC):
     """A design that is a set of declared size, generated whole.
 
-    Trial ``i`` takes row ``i``; later trials open a further set with a seed of its own.
+    Trial ``i`` takes row ``i``, and a trial that repeats another one the row of that one. Later
+    trials take the rows that are left so, and then open a further set with a seed of its own.
     """
 
     def __init__(
@@ -108,20 +109,26 @@ class SetSampler(DesignSampler, abc.ABC):
 
     def before_trial(self, study: Study, trial: FrozenTrial) -> None:
         super().before_trial(study, trial)
-        if not self._retry_failed or _host.is_enqueued(trial):
-            return
         size = self._size(study, trial)
-        if size is None or trial.number < self._first_trial + size or self._is_done(study):
+        if size is None or trial.number < self._first_trial + size or _is_given(trial):
             return
-        row = self._claim(_host.all_trials(study), trial, size)
-        if row is not None:
-            self._set_row(study, trial, row)
+        done = self._done.get(study, threading.Event)  # no row will be open: reads no storage
+        if done.is_set():
+            return
+        trials = _host.all_trials(study)
+        rows = self._open_rows(trials, size)
+        # Workers that start together look at the same rows: the k-th takes the k-th of them.
+        rank = sum(map(_is_choosing, trials[self._first_trial + size : trial.number]))
+        if rank < len(rows):
+            self._set_row(study, trial, rows[rank])
+        elif not rows and (not self._retry_failed or self.is_exhausted(study)):
+            done.set()
 
     def is_exhausted(self, study: Study) -> bool:
         """Return whether every point of the (first) set has been tried.
 
         With ``retry_failed=True`` a point counts when a trial at it is COMPLETE or PRUNED, else
-        when its trial is finished in any state. Later trials are still served, from a further
+        when a trial at it is finished in any state. Later trials are still served, from a further
         set; to stop there, stop the study in a callback::
 
             def stop_when_exhausted(study, trial):
@@ -136,60 +143,61 @@ class SetSampler(DesignSampler, abc.ABC):
             return False
         tried: set[int | None] = set()
         for trial in _host.all_trials(study):
-            if not trial.state.is_finished():
-                continue
-            if not self._retry_failed:
-                tried.add(trial.number - self._first_trial)
-            elif trial.state != TrialState.FAIL:
+            is_lost = self._retry_failed and trial.state == TrialState.FAIL
+            if trial.state.is_finished() and not is_lost:
                 tried.add(self._row_of(trial))
         return tried.issuperset(range(size))
 
-    def _is_done(self, study: Study) -> bool:
-        """Return whether no point will ever have to be retried; once so, reads no storage."""
-        done = self._done.get(study, threading.Event)
-        if not done.is_set() and self.is_exhausted(study):
-            done.set()
-        return done.is_set()
+    def _open_rows(self, trials: list[FrozenTrial], size: int) -> list[int]:
+        """Return the rows of the first set that no trial covers, the longest open first.
 
-    def _claim(self, trials: list[FrozenTrial], trial: FrozenTrial, size: int) -> int | None:
-        """Return a row of the first set that no trial covers, or None.
-
-        Workers that start together look at the same list: the ``k``-th of them takes the
-        ``k``-th open row, in order of their numbers.
+        Args:
+            trials: All trials; those of the set's numbers are among them.
+            size: Rows of the set.
         """
-        end = self._first_trial + size
-        covered = {self._row_of(t) for t in trials if t.state in _COVERING_STATES}
-        covered |= {
+        covered = {
             self._row_of(t)
             for t in trials
-            if t.state == TrialState.WAITING and _host.retried_number(t) is not None
+            if not self._retry_failed
+            or t.state in _COVERING_STATES
+            or (t.state == TrialState.WAITING and _host.retried_number(t) is not None)
         }
-        lost = [
+        left = [
             t
-            for t in trials[self._first_trial : end]
+            for t in trials[self._first_trial : self._first_trial + size]
             if t.number - self._first_trial not in covered
         ]
         # A row that opens later must not move those that opened before it.
-        lost.sort(key=lambda t: (_opened(t), t.number))
-        rank = sum(
-            t.state == TrialState.RUNNING and not t.params and ROW_ATTR not in t.user_attrs
-            for t in trials[end : trial.number]
-        )
-        return lost[rank].number - self._first_trial if rank < len(lost) else None
+        left.sort(key=lambda t: (_opened(t), t.number))
+        return [t.number - self._first_trial for t in left]
 
     def _row_of(self, trial: FrozenTrial) -> int | None:
-        """Return the row that a trial evaluates, None when its parameters were given to it."""
+        """Return the row that a trial uses up; None when that is to be retried, as it had its own.
+
+        Its parameters were given to a trial that is enqueued.
+        """
         if ROW_ATTR in trial.user_attrs:
             return int(trial.user_attrs[ROW_ATTR])
-        if _host.is_enqueued(trial):
+        if self._retry_failed and _host.is_enqueued(trial):
             return None
         original = _host.retried_number(trial)
         return (trial.number if original is None else original) - self._first_trial
 
 
+def _is_given(trial: FrozenTrial) -> bool:
+    """Return whether a trial takes no row of its own: it repeats another, or was enqueued."""
+    return _host.is_enqueued(trial) or _host.retried_number(trial) is not None
+
+
+def _is_choosing(trial: FrozenTrial) -> bool:
+    """Return whether a trial may just be about to take an open row."""
+    has_begun = trial.state == TrialState.RUNNING and not trial.params
+    return has_begun and ROW_ATTR not in trial.user_attrs and not _is_given(trial)
+
+
 def _opened(trial: FrozenTrial) -> datetime.datetime:
-    """Return since when the row of a trial is open: an enqueued trial never took it."""
-    if _host.is_enqueued(trial) or trial.datetime_complete is None:
+    """Return since when the row of a trial is open."""
+    if _is_given(trial) or trial.datetime_complete is None:  # it never took it
         return datetime.datetime.min
     return trial.datetime_complete
 

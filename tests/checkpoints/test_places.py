@@ -7,6 +7,7 @@ import datetime
 import io
 from pathlib import Path
 import sys
+import tempfile
 from types import ModuleType
 from typing import Any
 
@@ -17,6 +18,7 @@ from optuna.trial import FixedTrial
 import pytest
 import torch
 
+from optuna_ext.checkpoints import _file
 from optuna_ext.checkpoints import CheckpointError
 from optuna_ext.checkpoints import CheckpointStore
 from optuna_ext.lineage import PARENT
@@ -93,6 +95,52 @@ def test_the_artifact_store_of_a_directory_writes_whole_files(
 def test_any_other_artifact_store(tmp_path: Path) -> None:
     store = CheckpointStore(Backoff(FileSystemArtifactStore(tmp_path)), grace=0)
     assert check(store) == []
+
+
+class Full(FileSystemArtifactStore):
+    """A store that has its own way of writing."""
+
+    def write(self, artifact_id: str, content_body: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+
+def test_a_store_derived_from_optunas_writes_in_its_own_way(tmp_path: Path) -> None:
+    store = CheckpointStore(Full(tmp_path))
+    with pytest.raises(CheckpointError, match="No space left on device; the one before it is unc"):
+        store.resume(FixedTrial({}), model=model(2.0)).save(1)
+    with pytest.raises(CheckpointError, match="nothing can be kept in Full: No space left on dev"):
+        store.check()
+
+
+@pytest.mark.parametrize("kind", ["directory", "memory", "store"])
+def test_a_check_leaves_nothing_behind(kind: str, tmp_path: Path) -> None:
+    places: dict[str, Any] = {
+        "directory": tmp_path,
+        "memory": ":memory:",
+        "store": FileSystemArtifactStore(tmp_path),
+    }
+    store = CheckpointStore(places[kind])
+    store.check()
+    assert [*store._place.entries("")] == []
+
+
+def test_what_is_too_large_for_memory_is_prepared_where_it_goes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And not among the system's temporary files, where there may be little room."""
+    monkeypatch.setattr(_file, "_IN_MEMORY", 100)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
+    check(CheckpointStore(tmp_path / "kept"))
+
+    def fail(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(tempfile.SpooledTemporaryFile, "write", fail)
+    before = [*(tmp_path / "kept").iterdir()]
+    with pytest.raises(CheckpointError, match="No space left on device; the one before") as caught:
+        CheckpointStore(tmp_path / "kept").resume(FixedTrial({}), model=model(2.0)).save(1)
+    assert isinstance(caught.value.__cause__, OSError)  # which the studies wait to end
+    assert [*(tmp_path / "kept").iterdir()] == before
 
 
 @pytest.fixture

@@ -135,10 +135,10 @@ def test_the_best_are_those_of_the_direction(store: CheckpointStore, tmp_path: P
 
 def test_of_several_objectives_the_front_is_kept(store: CheckpointStore, tmp_path: Path) -> None:
     study = optuna.create_study(directions=["minimize", "maximize"])
-    for values in ((0, 0), (1, 1), (2, 2), (2, 1)):
+    for values in ((2, 2), (2, 1), (1, 1), (1, 1), (3, 2), (0, 0)):
         trial, _ = begin(study, store)
         study.tell(trial, values)
-    assert kept(study, store, tmp_path) == {0: [1], 1: [1], 2: [1]}
+    assert kept(study, store, tmp_path) == {0: [1], 2: [1], 3: [1], 5: [1]}
 
 
 def test_a_paused_trial_is_kept_until_its_child_has_ended_well(

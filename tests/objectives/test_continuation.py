@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -18,6 +19,7 @@ from objectives import digits
 from objectives.checkpoints import open_checkpoints
 from objectives.data import Data
 from objectives.training import fit
+from objectives.training import Recipe
 from objectives.training import Task
 from optuna_ext import CheckpointError
 from optuna_ext import CheckpointStore
@@ -32,6 +34,17 @@ each = pytest.mark.parametrize(
 )
 
 NOTES = ("train_loss", "valid_loss", "test_accuracy", "test_error", "n_parameters", "epochs")
+
+
+@pytest.fixture(autouse=True)
+def short_epochs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A few passes do where the cats' epochs have a hundred."""
+    made = cats._recipe
+
+    def short(*args: Any, **kwargs: Any) -> Recipe:
+        return dataclasses.replace(made(*args, **kwargs), passes_per_epoch=3)
+
+    monkeypatch.setattr(cats, "_recipe", short)
 
 
 class Stop(optuna.pruners.BasePruner):
@@ -167,6 +180,7 @@ def test_the_best_epoch_outlives_a_crash(small_data: Path) -> None:
     params = {name: value for name, value in cats.DEFAULTS.items() if name != "iterations"}
     straight = Dying(params, at=None)
     value = cats.objective(straight, **settings)
+    assert straight.user_attrs["best_epoch"] < 5
     trial = Dying(params, at=5)
     store = CheckpointStore(":memory:", autosave=0)
     with pytest.raises(Killed):

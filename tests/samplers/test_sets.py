@@ -14,6 +14,7 @@ import optuna
 from optuna.distributions import BaseDistribution
 from optuna.distributions import FloatDistribution
 from optuna.distributions import IntDistribution
+from optuna.trial import FrozenTrial
 from optuna.trial import TrialState
 import pytest
 
@@ -23,6 +24,7 @@ from optuna_ext import PoissonDiskSampler
 from optuna_ext.points import hammersley
 from optuna_ext.points import min_distance
 from optuna_ext.points import poisson_disk
+from optuna_ext.recovery import retry
 from optuna_ext.samplers import _host
 from optuna_ext.samplers._sets import SetSampler
 
@@ -178,6 +180,40 @@ def test_failed_points_are_left_without_retry() -> None:
     assert not sampler.is_exhausted(study)
     study.optimize(failing_at(3), n_trials=1, catch=RuntimeError)
     assert sampler.is_exhausted(study)
+
+
+@pytest.mark.parametrize("retry_failed", [False, True])
+@pytest.mark.parametrize("name", MAKERS)
+def test_a_repeated_trial_costs_the_design_no_point(name: str, retry_failed: bool) -> None:
+    """It keeps its row under another number, whose own row a later trial takes."""
+    whole = optuna.create_study(sampler=MAKERS[name]())
+    whole.optimize(objective, n_trials=N)
+
+    sampler = MAKERS[name](retry_failed=retry_failed)
+    study = optuna.create_study(sampler=sampler)
+    for n_more in (2, 0, 6, 14):  # at once twice: the repetition dies, too; last beyond the set
+        study.optimize(objective, n_trials=n_more)
+        trial = study.ask()
+        trial.suggest_float("x", 0, 1)
+        study.tell(trial, state=TrialState.FAIL)
+        retry(study, study.trials[trial.number])
+    assert trial.number == N
+    assert not sampler.is_exhausted(study)
+    study.optimize(objective, n_trials=N - 1 - len(completed(study)))
+    assert not sampler.is_exhausted(study)
+    study.optimize(objective, n_trials=1)
+    assert sampler.is_exhausted(study)
+    assert sorted(map(point, completed(study))) == sorted(map(point, whole.trials))
+    study.optimize(objective, n_trials=2)  # a further set
+    assert len({point(trial) for trial in completed(study)}) == N + 2
+
+
+def completed(study: optuna.Study) -> list[FrozenTrial]:
+    return study.get_trials(states=[TrialState.COMPLETE])
+
+
+def point(trial: FrozenTrial) -> tuple[float, ...]:
+    return tuple(trial.params[name] for name in ("x", "y"))
 
 
 def test_workers_retry_different_points() -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import subprocess
 import sys
 
+import optuna
 import pytest
 
 from studies import boundaries
@@ -40,6 +41,38 @@ def test_a_device_that_is_not_there_is_refused(
     err = capsys.readouterr().err
     assert err.startswith("error: --device: ")
     assert "cuda:99" in err
+    assert len(err.splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("place", "sentence"),
+    [
+        ("s3://bucket/x", "--checkpoints: s3:// needs a client: pip install 'optuna-ext[s3]'"),
+        ("ftp://host/x", "--checkpoints: `place` must be a directory, s3://BUCKET/PREFIX, gs://"),
+        ("", "--checkpoints: `place` must be a directory"),
+        (":memory:", "--checkpoints :memory: would be forgotten with the process"),
+        ("/dev/null", "--checkpoints: /dev/null must be a directory"),
+        ("/proc/checkpoints", "--checkpoints: /proc/checkpoints cannot be made a directory: "),
+        ("/proc/self", "--checkpoints: nothing can be kept in /proc/self: "),
+    ],
+)
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs directories nobody can write")
+def test_a_bad_place_for_checkpoints_is_noticed_before_a_study_is_created(
+    place: str,
+    sentence: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def missing(*_: object) -> None:
+        raise ImportError("No module named 'boto3'")
+
+    monkeypatch.setattr(optuna.artifacts, "Boto3ArtifactStore", missing)
+    monkeypatch.chdir(tmp_path)
+    assert digits.main(["--checkpoints", place]) == 2
+    err = capsys.readouterr().err
+    assert sentence in err
     assert len(err.splitlines()) == 1
     assert list(tmp_path.iterdir()) == []
 

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import getpass
 import os
 from pathlib import Path
+import signal
 import threading
 import time
 from typing import TYPE_CHECKING
@@ -15,6 +17,7 @@ from optuna_ext import open_storage
 from studies import run
 from studies._locks import study_lock
 from studies._tickets import Tickets
+from studies._workers import _cause
 
 
 if TYPE_CHECKING:
@@ -64,6 +67,24 @@ def test_a_process_of_another_machine_is_dead_when_its_heart_stops(
             study.tell(trial, 0.0)
     assert study.trials[1].state.name == state
     assert [t.state.name for t in study.trials[2:]] == ["WAITING"] * (state == "FAIL")
+
+
+def test_a_user_without_a_name_has_a_lock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Containers run under any number."""
+
+    def nameless() -> str:
+        raise OSError("No username set in the environment")
+
+    monkeypatch.setattr(getpass, "getuser", nameless)
+    with study_lock("grpc://localhost:13000", optuna.storages.InMemoryStorage(), "s"):
+        pass
+
+
+def test_a_worker_that_a_nameless_signal_killed_is_told_of() -> None:
+    assert _cause(-signal.SIGKILL) == "was killed by SIGKILL"
+    assert _cause(-signal.SIGRTMIN - 1) == f"was killed by signal {signal.SIGRTMIN + 1}"
+    assert _cause(3) == "ended with code 3"
+    assert _cause(0) == ""
 
 
 def test_machines_on_one_server_share_its_lock(new_database: str) -> None:
