@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from collections.abc import Sequence
 
-_KEPT = 9  # a bracket of default depth keeps at least one trial in nine
-
 
 @dataclass(frozen=True, kw_only=True)
 class Bracket:
@@ -107,6 +105,7 @@ def successive_halving(
     *,
     reduction_factor: int,
     n_cuts: int | None = None,
+    keep: int = 16,
     n_trials: int | None = None,
 ) -> Bracket:
     """Return the bracket of successive halving.
@@ -124,7 +123,9 @@ def successive_halving(
             At how many rungs trials are cut; those after them have only the end before them.
             Every cut loses some of the trials that would have become good late. ``None`` means
             as many as there are rungs; without ``min_resource``, as many as keep at least one
-            trial in nine.
+            trial in ``keep``.
+        keep:
+            Has a meaning only without ``min_resource`` and ``n_cuts``.
         n_trials:
             How many trials begin; by default as many as leave one at the end.
 
@@ -135,6 +136,8 @@ def successive_halving(
     Example:
         >>> successive_halving(None, 27, reduction_factor=3).rungs
         (1, 3, 27)
+        >>> successive_halving(None, 64, reduction_factor=2).rungs
+        (2, 4, 8, 16, 64)
         >>> successive_halving(1, 27, reduction_factor=3).rungs
         (1, 3, 9, 27)
     """
@@ -143,7 +146,7 @@ def successive_halving(
     if n_cuts is not None:
         check_int("n_cuts", n_cuts, low=1)
     if min_resource is None:
-        n_cuts = n_cuts or max(1, n_reductions(1, _KEPT, reduction_factor))
+        n_cuts = n_cuts or max(1, n_reductions(1, keep, reduction_factor))
         min_resource = -(-max_resource // reduction_factor ** (n_cuts + 1))
     n = n_reductions(min_resource, max_resource, reduction_factor)
     rungs = [min_resource * reduction_factor**k for k in range(n + 1)]

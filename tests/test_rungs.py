@@ -57,14 +57,18 @@ def test_the_bracket_of_dive_into_deep_learning() -> None:
 
 @pytest.mark.parametrize("max_resource", [1, 2, 5, 10, 16, 27, 81, 100, 1000])
 @pytest.mark.parametrize("factor", [2, 3, 4, 7, 20])
-def test_the_default_rungs_keep_one_trial_in_nine(max_resource: int, factor: int) -> None:
-    bracket = successive_halving(None, max_resource, reduction_factor=factor)
+@pytest.mark.parametrize("keep", [9, 16])
+def test_the_default_rungs_keep_one_trial_in_so_many(
+    max_resource: int, factor: int, keep: int
+) -> None:
+    bracket = successive_halving(None, max_resource, reduction_factor=factor, keep=keep)
     n_cuts = len(bracket.rungs) - 1
     assert bracket.rungs[-1] == max_resource
     assert list(bracket.rungs) == sorted(set(bracket.rungs))
-    assert n_cuts <= 1 or factor**n_cuts <= 9
-    if max_resource >= factor**3:
-        assert n_cuts == {2: 3, 3: 2}.get(factor, 1)
+    assert n_cuts <= 1 or factor**n_cuts <= keep
+    if max_resource >= factor**5:
+        wanted = {2: 3, 3: 2} if keep == 9 else {2: 4, 3: 2, 4: 2}
+        assert n_cuts == wanted.get(factor, 1)
         # The last cut leaves most of the training to be saved; only rounding moves it.
         first = Fraction(max_resource, factor ** (n_cuts + 1))
         assert first <= bracket.rungs[0] < first + 1

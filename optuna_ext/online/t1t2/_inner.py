@@ -54,7 +54,9 @@ def groups_of(optimizer: Optimizer) -> dict[Tensor, dict[str, Any]]:
     return {p: group for group in optimizer.param_groups for p in group["params"]}
 
 
-def pull_back(optimizer: Optimizer, group: dict[str, Any], p: Tensor, g: Tensor, v: Tensor) -> Tensor:
+def pull_back(
+    optimizer: Optimizer, group: dict[str, Any], p: Tensor, g: Tensor, v: Tensor
+) -> Tensor:
     """Return ``(dU/dg) v`` of the step just made.
 
     Args:
