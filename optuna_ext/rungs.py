@@ -325,25 +325,31 @@ def score_at(
     return min(value for value in seen if not math.isnan(value)), last
 
 
-def ranking(scores: Mapping[int, Score]) -> list[int]:
-    """Return the trials of a rung by number, the best first.
+Place = tuple[bool, float, float, int]
+"""What trials of a rung are sorted by: whether it is NaN, the score, and the number."""
+
+
+def place(score: Score, number: int) -> Place:
+    """Return what a trial of a rung is sorted by; the smallest place is the best.
 
     Where scores are equal, the earlier trial is the better one, so that there is exactly one
     order.
+    """
+    value, last = score
+    if math.isnan(value):  # which compares with nothing
+        return True, 0.0, 0.0, number
+    return False, value, last, number
+
+
+def ranking(scores: Mapping[int, Score]) -> list[int]:
+    """Return the trials of a rung by number, the best first.
 
     Args:
         scores:
             The score of every trial that has reached the rung; the smaller the better, and NaN
             the worst.
     """
-
-    def key(number: int) -> tuple[bool, float, float, int]:
-        value, last = scores[number]
-        if math.isnan(value):  # which compares with nothing
-            return True, 0.0, 0.0, number
-        return False, value, last, number
-
-    return sorted(scores, key=key)
+    return sorted(scores, key=lambda number: place(scores[number], number))
 
 
 def survivors(scores: Mapping[int, Score], reduction_factor: int) -> list[int]:
@@ -362,16 +368,3 @@ def survivors(scores: Mapping[int, Score], reduction_factor: int) -> list[int]:
     """
     best = ranking(scores)[: n_survivors(len(scores), reduction_factor)]
     return [number for number in best if not math.isnan(scores[number][0])]
-
-
-def promotable(scores: Mapping[int, Score], reduction_factor: int) -> list[int]:
-    """Return which trials of a rung may be promoted by now, the best first (ASHA).
-
-    Unlike among :func:`survivors`, nobody is before there are ``reduction_factor`` trials: one
-    that is paused loses nothing by waiting.
-
-    Example:
-        >>> promotable({0: (0.5, 0.5), 1: (0.1, 0.2)}, 3)
-        []
-    """
-    return survivors(scores, reduction_factor) if len(scores) >= reduction_factor else []

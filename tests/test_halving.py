@@ -25,6 +25,7 @@ from optuna_ext import open_storage
 from optuna_ext import SobolSampler
 from optuna_ext import SuccessiveHalving
 from optuna_ext.ladder import Ladder
+from optuna_ext.rungs import ranking
 
 
 Pair = SuccessiveHalving | Hyperband
@@ -317,6 +318,15 @@ def test_the_user_may_choose_a_parent(parent: int, rung: int) -> None:
     assert trial.last_step == [1, 3][rung]
 
 
+def test_a_parent_that_is_not_there_in_another_process() -> None:
+    study = study_of(SuccessiveHalving(max_resource=9, base_sampler=RandomSampler(seed=0)))
+    study.enqueue_trial({}, user_attrs={"parent": 99})
+    trial = study.ask()
+    study.sampler = pickle.loads(pickle.dumps(study.sampler))
+    assert 0 <= trial.suggest_float("x", 0, 1) <= 1
+    study.tell(trial, 0.0)
+
+
 def test_nan_is_never_promoted() -> None:
     study = study_of(SuccessiveHalving(max_resource=9, reduction_factor=3, seed=0))
 
@@ -423,6 +433,15 @@ def test_the_ladder_is_the_same_read_at_once_or_step_by_step() -> None:
             fresh = new()
             fresh.update(study.get_trials())
             assert fresh.climbers.keys() == ladder.climbers.keys()
+            for number, bracket in enumerate(brackets):
+                for rung in range(len(bracket.rungs)):
+                    field = [place[-1] for place in ladder.field(number, rung)]
+                    scores = {
+                        root: climber.scores[rung]
+                        for root, climber in fresh.climbers.items()
+                        if climber.bracket == number and len(climber.scores) > rung
+                    }
+                    assert field == ranking(scores)
             for root, climber in fresh.climbers.items():
                 assert climber.reports == ladder.climbers[root].reports
                 assert climber.scores == ladder.climbers[root].scores

@@ -14,7 +14,6 @@ from optuna_ext.rungs import bracket_of
 from optuna_ext.rungs import hyperband
 from optuna_ext.rungs import n_reductions
 from optuna_ext.rungs import plan
-from optuna_ext.rungs import promotable
 from optuna_ext.rungs import ranking
 from optuna_ext.rungs import score_at
 from optuna_ext.rungs import successive_halving
@@ -137,7 +136,6 @@ def test_exactly_the_best_survive(values: list[float], factor: int) -> None:
     assert len(chosen) == min(wanted, sum(not math.isnan(v) for v in values))
     rest = [v for n, v in enumerate(values) if n not in chosen and not math.isnan(v)]
     assert all(values[a] <= b for a, b in itertools.product(chosen, rest))
-    assert len(promotable(scores, factor)) == (len(chosen) if len(values) >= factor else 0)
 
 
 def test_the_order_of_a_rung_is_never_open() -> None:
