@@ -8,12 +8,17 @@ reports and user attributes, so that every process sees the same, also after a r
 
 from __future__ import annotations
 
+from bisect import bisect_left
+from bisect import insort
+from collections import defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from optuna.trial import TrialState
 
 from optuna_ext.lineage import parent_of
+from optuna_ext.rungs import Place
+from optuna_ext.rungs import place
 from optuna_ext.rungs import Score
 from optuna_ext.rungs import score_at
 
@@ -42,15 +47,19 @@ class Climber:
 
     Attributes:
         root: The trial that was born with the parameters.
+        bracket: The index of its bracket.
         tip: The last of its trials that has not failed; the root, if that is the only one.
         reports: The values reported by all of them, by step.
+        reached: The largest step reported, counted from 1; 0 before the first report.
         scores: What it had at each rung it has reached.
         n_failures: How many trials in succession have failed to get it on from the tip.
     """
 
     root: FrozenTrial
+    bracket: int
     tip: FrozenTrial
     reports: dict[int, float]
+    reached: int
     scores: tuple[Score, ...]
     n_failures: int
 
@@ -91,6 +100,7 @@ class Ladder:
         self._open: list[int] = []  # numbers of the trials that may still change
         self._children: dict[int, list[int]] = {}
         self._parents: dict[int, int] = {}
+        self._fields: defaultdict[tuple[int, int], list[Place]] = defaultdict(list)
         self.climbers: dict[int, Climber] = {}
         """By the number of the root, in order; those that have been started only."""
 
@@ -99,9 +109,9 @@ class Ladder:
         """All trials in order of their numbers; treat them as read-only."""
         return self._trials
 
-    def bracket(self, climber: Climber) -> int:
-        """Return the index of a climber's bracket."""
-        return self._bracket_index(climber.root)
+    def field(self, bracket: int, rung: int) -> Sequence[Place]:
+        """Return everybody who has reached a rung and is not lost, the best first."""
+        return self._fields[bracket, rung]
 
     def root_of(self, number: int) -> int:
         """Return the number of the trial that was born with a trial's parameters."""
@@ -126,14 +136,25 @@ class Ladder:
             self._link(number)
         affected |= {self.root_of(number) for number in changed}
         for root in sorted(affected):
+            old = self.climbers.get(root)
             if root in self._parents or trials[root].state == TrialState.WAITING:
                 self.climbers.pop(root, None)
+                self._rank(root, old, None)
             else:
                 self.climbers[root] = self._climber(root)
+                self._rank(root, old, self.climbers[root])
         self._open = [number for number in changed if not trials[number].state.is_finished()]
 
-    def _bracket_index(self, trial: FrozenTrial) -> int:
-        return min(count(trial, BRACKET), len(self._brackets) - 1)
+    def _rank(self, root: int, old: Climber | None, new: Climber | None) -> None:
+        """Give a climber its places in the fields."""
+        was, is_ = _places(root, old), _places(root, new)
+        if was == is_:
+            return
+        for key, place_ in was:
+            field = self._fields[key]
+            del field[bisect_left(field, place_)]
+        for key, place_ in is_:
+            insort(self._fields[key], place_)
 
     def _link(self, number: int) -> None:
         """Note a trial's parent, which may change until the trial begins."""
@@ -165,7 +186,7 @@ class Ladder:
             # was being retried.
             tip = min(alive, key=lambda child: child.number)
             reports.update(tip.intermediate_values)
-        bracket = self._bracket_index(self._trials[root])
+        bracket = min(count(self._trials[root], BRACKET), len(self._brackets) - 1)
         rungs = self._brackets[bracket].rungs if self._brackets else ()
         scores = (
             score_at(
@@ -178,8 +199,19 @@ class Ladder:
         )
         return Climber(
             root=self._trials[root],
+            bracket=bracket,
             tip=tip,
             reports=reports,
+            reached=max(reports, default=self._first_step - 1) + 1 - self._first_step,
             scores=tuple(score for score in scores if score is not None),
             n_failures=len(children),
         )
+
+
+def _places(root: int, climber: Climber | None) -> list[tuple[tuple[int, int], Place]]:
+    """Return where somebody stands: bracket and rung, and the place among those there."""
+    if climber is None or climber.is_lost:
+        return []
+    return [
+        ((climber.bracket, rung), place(score, root)) for rung, score in enumerate(climber.scores)
+    ]

@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from collections.abc import Sequence
 
-_KEPT = 9  # a bracket of default depth keeps at least one trial in nine
-
 
 @dataclass(frozen=True, kw_only=True)
 class Bracket:
@@ -107,6 +105,7 @@ def successive_halving(
     *,
     reduction_factor: int,
     n_cuts: int | None = None,
+    keep: int = 16,
     n_trials: int | None = None,
 ) -> Bracket:
     """Return the bracket of successive halving.
@@ -124,7 +123,9 @@ def successive_halving(
             At how many rungs trials are cut; those after them have only the end before them.
             Every cut loses some of the trials that would have become good late. ``None`` means
             as many as there are rungs; without ``min_resource``, as many as keep at least one
-            trial in nine.
+            trial in ``keep``.
+        keep:
+            Has a meaning only without ``min_resource`` and ``n_cuts``.
         n_trials:
             How many trials begin; by default as many as leave one at the end.
 
@@ -135,6 +136,8 @@ def successive_halving(
     Example:
         >>> successive_halving(None, 27, reduction_factor=3).rungs
         (1, 3, 27)
+        >>> successive_halving(None, 64, reduction_factor=2).rungs
+        (2, 4, 8, 16, 64)
         >>> successive_halving(1, 27, reduction_factor=3).rungs
         (1, 3, 9, 27)
     """
@@ -143,7 +146,7 @@ def successive_halving(
     if n_cuts is not None:
         check_int("n_cuts", n_cuts, low=1)
     if min_resource is None:
-        n_cuts = n_cuts or max(1, n_reductions(1, _KEPT, reduction_factor))
+        n_cuts = n_cuts or max(1, n_reductions(1, keep, reduction_factor))
         min_resource = -(-max_resource // reduction_factor ** (n_cuts + 1))
     n = n_reductions(min_resource, max_resource, reduction_factor)
     rungs = [min_resource * reduction_factor**k for k in range(n + 1)]
@@ -322,25 +325,31 @@ def score_at(
     return min(value for value in seen if not math.isnan(value)), last
 
 
-def ranking(scores: Mapping[int, Score]) -> list[int]:
-    """Return the trials of a rung by number, the best first.
+Place = tuple[bool, float, float, int]
+"""What trials of a rung are sorted by: whether it is NaN, the score, and the number."""
+
+
+def place(score: Score, number: int) -> Place:
+    """Return what a trial of a rung is sorted by; the smallest place is the best.
 
     Where scores are equal, the earlier trial is the better one, so that there is exactly one
     order.
+    """
+    value, last = score
+    if math.isnan(value):  # which compares with nothing
+        return True, 0.0, 0.0, number
+    return False, value, last, number
+
+
+def ranking(scores: Mapping[int, Score]) -> list[int]:
+    """Return the trials of a rung by number, the best first.
 
     Args:
         scores:
             The score of every trial that has reached the rung; the smaller the better, and NaN
             the worst.
     """
-
-    def key(number: int) -> tuple[bool, float, float, int]:
-        value, last = scores[number]
-        if math.isnan(value):  # which compares with nothing
-            return True, 0.0, 0.0, number
-        return False, value, last, number
-
-    return sorted(scores, key=key)
+    return sorted(scores, key=lambda number: place(scores[number], number))
 
 
 def survivors(scores: Mapping[int, Score], reduction_factor: int) -> list[int]:
@@ -359,16 +368,3 @@ def survivors(scores: Mapping[int, Score], reduction_factor: int) -> list[int]:
     """
     best = ranking(scores)[: n_survivors(len(scores), reduction_factor)]
     return [number for number in best if not math.isnan(scores[number][0])]
-
-
-def promotable(scores: Mapping[int, Score], reduction_factor: int) -> list[int]:
-    """Return which trials of a rung may be promoted by now, the best first (ASHA).
-
-    Unlike among :func:`survivors`, nobody is before there are ``reduction_factor`` trials: one
-    that is paused loses nothing by waiting.
-
-    Example:
-        >>> promotable({0: (0.5, 0.5), 1: (0.1, 0.2)}, 3)
-        []
-    """
-    return survivors(scores, reduction_factor) if len(scores) >= reduction_factor else []

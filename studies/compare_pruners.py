@@ -4,14 +4,19 @@
     python -m studies.curves small-fashion
     python -m studies.compare_pruners runs/curves-digits.npz runs/curves-small-fashion.npz
 
-With a model-based sampler underneath, which takes longer::
+With a model-based sampler underneath, some minutes more::
 
     python -m studies.compare_pruners runs/curves-digits.npz --base random --base tpe --seeds 5
 
-Every search begins all configurations of the table once, each worker an epoch per unit of time.
-Speed-ups are those of the median time or number of epochs until a whole training is among the
-best configurations, against the first base sampler without pruning. *Lost* are those of the best
-5% of all configurations that were never trained to the end.
+Each worker trains an epoch per unit of time. With the base sampler ``random``, a search begins all
+configurations of the table once, and *lost* are those of the best 5% that were never trained to
+the end. With others, which get the nearest configurations that are left, it ends after 32 whole
+trainings, as long as most are.
+
+*As random, 16* is how many random whole trainings would have done as well as all workers in the
+time of 16, divided by 16 (of the mean best result). The columns *epochs* are speed-ups against
+random search without pruning: of the median number of epochs until a whole training is as good
+as what Optuna's successive halving has in the end, and until one is among the best of all.
 """
 
 from __future__ import annotations
@@ -21,6 +26,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
 from json import dumps
+import math
 from pathlib import Path
 from typing import Annotated
 from typing import Any
@@ -42,6 +48,7 @@ from optuna_ext import SuccessiveHalvingPruner
 from studies._catalog import make_sampler
 from studies._curve_table import CurveTable
 from studies._curve_table import Floats
+from studies._equivalents import random_equivalents
 from studies._errors import SentenceCommand
 from studies._errors import unknown
 from studies._figures import check_figure_path
@@ -52,9 +59,13 @@ from studies._virtual_time import Search
 from studies._virtual_time import search
 
 
+_Case = tuple[str, str]  # base sampler and method
 _Pair = tuple[BaseSampler, BasePruner]
+_BUDGETS = (16, 32)  # whole trainings
 _TARGETS = (0.02, 0.01, 0.004)  # shares of the best configurations
 _BEST = 0.05
+_WHOLE = "random"  # the base sampler whose searches go through the whole table
+_SHA = "optuna-sha"
 
 
 def _promote(**arguments: Any) -> Callable[[BaseSampler, int], _Pair]:
@@ -94,16 +105,16 @@ class Row:
 
     base: str
     method: str
-    lost: float
-    """Share of the best configurations that were not trained to the end, on average."""
+    lost: float | None
+    """Share of the best configurations not trained to the end, if all were begun."""
     epochs_per_config: float
     """Epochs trained for each configuration that was begun."""
+    as_random: list[float]
+    """Random whole trainings that would have done as well as one, for each budget."""
+    epochs_to_sha: float
+    """Median epochs until the median end of Optuna's halving; inf if most never got there."""
     epochs: list[float]
-    """Median epochs until each target; inf if most searches never got there."""
-    time: list[float]
-    """Likewise, the time with all workers."""
-    final: float
-    """Median loss of the best whole training, less the table's best."""
+    """Likewise, until one of each share of the best."""
 
 
 app = typer.Typer(add_completion=False)
@@ -116,7 +127,8 @@ def main(
         list[str] | None, typer.Option(help=f"{', '.join(METHODS)}; repeatable.")
     ] = None,
     base: Annotated[
-        list[str] | None, typer.Option(help="Sampler of new configurations; repeatable.")
+        list[str] | None,
+        typer.Option(help="Sampler of new configurations; repeatable.", show_default="random"),
     ] = None,
     workers: Annotated[int, typer.Option(help="Trials at the same time.", min=1)] = 8,
     seeds: Annotated[int, typer.Option(help="Searches of each method.", min=1)] = 10,
@@ -130,70 +142,89 @@ def main(
     for name in methods:
         if name not in METHODS:
             raise unknown("--method", name, METHODS)
-    bases = base or ["random"]
+    bases = base or [_WHOLE]
     for name in bases:
         make_sampler(name, seed=0)
-    curves = [CurveTable.load(path) for path in tables]
+    curves = {path: CurveTable.load(path) for path in tables}
     path = figure or Path("runs", "compare-pruners.html")
     if figure is None:
         path.parent.mkdir(exist_ok=True)
     check_figure_path(path)
-    results: dict[str, list[Row]] = {}
+    cases = [*product([_WHOLE], ["none", _SHA]), *product(bases, ["none", *methods])]
+    results = {}
     lines = go.Figure()
-    for (table, name, key), runs in _searches(curves, bases, methods, seeds, workers):
-        results.setdefault(table.name, []).append(_row(table, name, key, runs))
-        _add_line(lines, table, f"{table.name}, {name}, {key}", runs)
+    for (file, table), runs in _searches(curves, list(dict.fromkeys(cases)), seeds, workers):
+        for (name, key), searches in runs.items():
+            _add_line(lines, table, f"{table.name}, {name}, {key}", searches)
+        results[str(file)] = _rows(table, runs, workers)
     _finish(lines, workers)
     write_figure(lines, path)
     if json:
-        document = {n: [vars(row) for row in rows] for n, rows in results.items()}
+        document = {file: [_plain(row) for row in rows] for file, rows in results.items()}
         typer.echo(dumps(document, indent=2))
         return
     console = Console()
     if not console.is_terminal:  # a file or a pipe has no width: do not fold the table
-        console = Console(width=120)
-    for name, rows in results.items():
-        console.print(_table(f"{name}: {workers} workers, {seeds} seeds", rows))
+        console = Console(width=140)
+    for file, rows in results.items():
+        console.print(_table(f"{file}: {workers} workers, {seeds} seeds", rows))
     console.print(f"regret over time: {path}", highlight=False, soft_wrap=True)
 
 
 def _searches(
-    tables: list[CurveTable], bases: list[str], methods: list[str], seeds: int, workers: int
-) -> Iterator[tuple[tuple[CurveTable, str, str], list[Search]]]:
-    """Run everything; the first method is none, which the others are held against."""
-    cases = list(product(tables, bases, dict.fromkeys(["none", *methods])))
+    tables: dict[Path, CurveTable], cases: list[_Case], seeds: int, workers: int
+) -> Iterator[tuple[tuple[Path, CurveTable], dict[_Case, list[Search]]]]:
+    """Run everything, table by table."""
     console = Console(stderr=True)
     with (
         quiet_optuna(ConsoleHandler(console)),
         Progress(console=console, transient=True, disable=not console.is_terminal) as progress,
     ):
-        task = progress.add_task("searches", total=len(cases) * seeds)
-        for table, base, method in cases:
-            runs = []
-            for seed in range(seeds):
+        task = progress.add_task("searches", total=len(tables) * len(cases) * seeds)
+        for path, table in tables.items():
+            runs: dict[_Case, list[Search]] = {case: [] for case in cases}
+            for (base, method), seed in product(cases, range(seeds)):
                 pair = METHODS[method](make_sampler(base, seed=seed), table.n_epochs)
-                runs.append(search(table, *pair, workers=workers))
+                end = None if base == _WHOLE else max(_BUDGETS) * table.n_epochs
+                found = search(table, *pair, workers=workers, max_epochs=end)
+                runs[base, method].append(found)
                 progress.update(task, advance=1)
-            yield (table, base, method), runs
+            yield (path, table), runs
 
 
-def _row(table: CurveTable, base: str, method: str, runs: list[Search]) -> Row:
+def _rows(table: CurveTable, runs: dict[_Case, list[Search]], workers: int) -> list[Row]:
     final = table.losses()[:, -1]
     ordered = np.sort(final)
     best = set(np.argsort(final, kind="stable")[: max(1, int(_BEST * len(final)))].tolist())
-    goals = [ordered[int(share * len(final))] for share in _TARGETS]
-    lost = [1 - len(best & set(run.config.tolist())) / len(best) for run in runs]
-    return Row(
-        base=base,
-        method=method,
-        lost=float(np.mean(lost)),
-        epochs_per_config=float(np.mean([run.n_epochs / run.n_started for run in runs])),
-        epochs=[
-            _median([_first(r.epochs, final[r.config] <= goal) for r in runs]) for goal in goals
-        ],
-        time=[_median([_first(r.time, final[r.config] <= goal) for r in runs]) for goal in goals],
-        final=_median([final[run.config].min(initial=np.inf) for run in runs]) - float(ordered[0]),
-    )
+    sha = _median([final[run.config].min(initial=np.inf) for run in runs[_WHOLE, _SHA]])
+    goals = [sha, *(ordered[int(share * len(final))] for share in _TARGETS)]
+    rows = []
+    for (base, method), searches in runs.items():
+        lost = [1 - len(best & set(run.config.tolist())) / len(best) for run in searches]
+        to_sha, *epochs = (
+            _median([_first(run.epochs, final[run.config] <= goal) for run in searches])
+            for goal in goals
+        )
+        rows.append(
+            Row(
+                base=base,
+                method=method,
+                lost=float(np.mean(lost)) if base == _WHOLE else None,
+                epochs_per_config=float(np.mean([r.n_epochs / r.n_started for r in searches])),
+                as_random=[
+                    _as_random(final, searches, n, n * table.n_epochs / workers) for n in _BUDGETS
+                ],
+                epochs_to_sha=to_sha,
+                epochs=epochs,
+            )
+        )
+    return rows
+
+
+def _as_random(final: Floats, searches: list[Search], n: int, time: float) -> float:
+    """Return how many random trainings did as well until a time, for each of ``n``."""
+    found = [final[run.config[run.time <= time]].min(initial=np.inf) for run in searches]
+    return random_equivalents(final, found) / n
 
 
 def _first(when: Floats, reached: np.ndarray) -> float:
@@ -204,25 +235,36 @@ def _median(values: list[float]) -> float:
     return float(np.median(values))
 
 
+def _plain(row: Row) -> dict[str, Any]:
+    """Return a row as JSON knows it, which has no infinity."""
+    never = [None if math.isinf(value) else value for value in (row.epochs_to_sha, *row.epochs)]
+    return vars(row) | {"epochs_to_sha": never[0], "epochs": never[1:]}
+
+
 def _table(title: str, rows: list[Row]) -> Table:
-    table = Table(title=title, caption="speed-up until one of the best share is trained")
+    table = Table(title=title, caption="epochs: speed-up until as good as that")
     table.add_column("base", no_wrap=True)
     table.add_column("method", no_wrap=True)
-    table.add_column("lost", justify="right")
-    table.add_column("epochs each", justify="right")
-    for what in ("epochs", "time"):
-        for share in _TARGETS:
-            table.add_column(f"{what} {share:.1%}", justify="right")
+    heads = ["lost", "epochs each", *(f"as random, {n}" for n in _BUDGETS), "epochs, SHA's"]
+    for head in (*heads, *(f"epochs, {share:.1%}" for share in _TARGETS)):
+        table.add_column(head, justify="right")
     against = rows[0]
     for row in rows:
         speed = [
-            "never" if np.isinf(own) else f"x {other / own:.1f}"
+            "never" if math.isinf(own) else f"x {other / own:.1f}"
             for own, other in zip(
-                (*row.epochs, *row.time), (*against.epochs, *against.time), strict=True
+                (row.epochs_to_sha, *row.epochs),
+                (against.epochs_to_sha, *against.epochs),
+                strict=True,
             )
         ]
         table.add_row(
-            row.base, row.method, f"{row.lost:.0%}", f"{row.epochs_per_config:.1f}", *speed
+            row.base,
+            row.method,
+            "" if row.lost is None else f"{row.lost:.0%}",
+            f"{row.epochs_per_config:.1f}",
+            *(f"x {value:.1f}" for value in row.as_random),
+            *speed,
         )
     return table
 

@@ -56,7 +56,7 @@ def _command(
         str, typer.Argument(help=f"{', '.join(_OURS)}, module:function or file.py:function.")
     ],
     *,
-    eta: Annotated[int, typer.Option(help="One trial in this many is promoted.", min=2)] = 3,
+    eta: Annotated[int, typer.Option(help="One trial in this many is promoted.", min=2)] = 2,
     min_epochs: Annotated[
         int | None, typer.Option(help="Epochs to the first rung. (default: early)", min=1)
     ] = None,

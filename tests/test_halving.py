@@ -25,6 +25,7 @@ from optuna_ext import open_storage
 from optuna_ext import SobolSampler
 from optuna_ext import SuccessiveHalving
 from optuna_ext.ladder import Ladder
+from optuna_ext.rungs import ranking
 
 
 Pair = SuccessiveHalving | Hyperband
@@ -95,6 +96,12 @@ def test_fifteen_trials_cost_34_epochs(synchronous: bool) -> None:
     assert Counter(t.last_step for t in study.trials) == {2: 8, 4: 4, 8: 2, 10: 1}
 
 
+def test_the_default_halves_four_times_early() -> None:
+    pair = SuccessiveHalving(max_resource=64)
+    (bracket,) = pair.plan.brackets
+    assert (bracket.rungs, bracket.sizes) == ((2, 4, 8, 16, 64), (16, 8, 4, 2, 1))
+
+
 def test_without_checkpoints_it_costs_58() -> None:
     pair = SuccessiveHalving(
         min_resource=2, max_resource=10, reduction_factor=2, synchronous=True, seed=0
@@ -162,7 +169,9 @@ def test_asynchronous_halving_promotes_from_the_top() -> None:
 
 
 def test_hyperband_keeps_to_its_plan() -> None:
-    pair = Hyperband(max_resource=9, synchronous=True, base_sampler=RandomSampler(seed=1))
+    pair = Hyperband(
+        max_resource=9, reduction_factor=3, synchronous=True, base_sampler=RandomSampler(seed=1)
+    )
     training = Training(9)
     study = study_of(pair)
     study.optimize(training, n_trials=pair.plan.n_trials)
@@ -173,7 +182,7 @@ def test_hyperband_keeps_to_its_plan() -> None:
 
 
 def test_asynchronous_brackets_get_their_shares() -> None:
-    pair = Hyperband(max_resource=9, base_sampler=RandomSampler(seed=1))
+    pair = Hyperband(max_resource=9, reduction_factor=3, base_sampler=RandomSampler(seed=1))
     study = study_of(pair)
     study.optimize(Training(9), n_trials=60)
     born = Counter(t.user_attrs["bracket"] for t in study.trials if t.user_attrs["rung"] == 0)
@@ -184,7 +193,7 @@ def test_asynchronous_brackets_get_their_shares() -> None:
 
 @pytest.mark.parametrize("first_step", [0, 1])
 def test_maximize_and_the_first_step(first_step: int) -> None:
-    pair = SuccessiveHalving(max_resource=9, first_step=first_step, seed=0)
+    pair = SuccessiveHalving(max_resource=9, reduction_factor=3, first_step=first_step, seed=0)
     training = Training(9, first_step)
     study = optuna.create_study(direction="maximize", sampler=pair.sampler, pruner=pair.pruner)
     study.optimize(training, n_trials=40)
@@ -199,7 +208,11 @@ def test_restarts_change_nothing() -> None:
     """A new sampler for every trial leads to the same study as one for all of them."""
 
     def run(*, restart: bool) -> list[tuple[Any, ...]]:
-        study = study_of(SuccessiveHalving(max_resource=9, base_sampler=SobolSampler(seed=0)))
+        study = study_of(
+            SuccessiveHalving(
+                max_resource=9, reduction_factor=3, base_sampler=SobolSampler(seed=0)
+            )
+        )
         training = Training(9)
         for _ in range(30):
             if restart:
@@ -211,7 +224,9 @@ def test_restarts_change_nothing() -> None:
 
 
 def test_a_failed_promotion_is_tried_again() -> None:
-    study = study_of(SuccessiveHalving(max_resource=9, base_sampler=RandomSampler(seed=0)))
+    study = study_of(
+        SuccessiveHalving(max_resource=9, reduction_factor=3, base_sampler=RandomSampler(seed=0))
+    )
     training = Training(9)
     study.optimize(training, n_trials=3)
     for n_failures in range(4):
@@ -225,7 +240,9 @@ def test_a_failed_promotion_is_tried_again() -> None:
 
 
 def test_a_dead_workers_promotion_is_not_lost() -> None:
-    study = study_of(SuccessiveHalving(max_resource=9, base_sampler=RandomSampler(seed=0)))
+    study = study_of(
+        SuccessiveHalving(max_resource=9, reduction_factor=3, base_sampler=RandomSampler(seed=0))
+    )
     study.optimize(Training(9), n_trials=3)
     orphan = study.ask()
     parent = orphan.user_attrs["parent"]
@@ -236,7 +253,9 @@ def test_a_dead_workers_promotion_is_not_lost() -> None:
 
 def test_a_retried_promotion_is_the_same_again() -> None:
     """Optuna's callback queues a copy of the failed trial with its attributes and reports."""
-    study = study_of(SuccessiveHalving(max_resource=27, base_sampler=RandomSampler(seed=0)))
+    study = study_of(
+        SuccessiveHalving(max_resource=27, reduction_factor=3, base_sampler=RandomSampler(seed=0))
+    )
     training = Training(27)
     study.optimize(training, n_trials=3)
     stale = study.ask()
@@ -272,7 +291,9 @@ def test_a_retried_promotion_is_the_same_again() -> None:
 
 
 def test_enqueued_parameters_are_born() -> None:
-    study = study_of(SuccessiveHalving(max_resource=9, base_sampler=RandomSampler(seed=0)))
+    study = study_of(
+        SuccessiveHalving(max_resource=9, reduction_factor=3, base_sampler=RandomSampler(seed=0))
+    )
     training = Training(9)
     study.optimize(training, n_trials=3)  # one of them may be promoted
     study.enqueue_trial({"x": 0.0, "kind": "plain"})
@@ -285,7 +306,9 @@ def test_enqueued_parameters_are_born() -> None:
 
 @pytest.mark.parametrize(("parent", "rung"), [(0, 1), (99, 0)])
 def test_the_user_may_choose_a_parent(parent: int, rung: int) -> None:
-    study = study_of(SuccessiveHalving(max_resource=9, base_sampler=RandomSampler(seed=0)))
+    study = study_of(
+        SuccessiveHalving(max_resource=9, reduction_factor=3, base_sampler=RandomSampler(seed=0))
+    )
     training = Training(9)
     study.optimize(training, n_trials=1)
     study.enqueue_trial({"x": 0.0, "kind": "plain"}, user_attrs={"parent": parent})
@@ -295,8 +318,17 @@ def test_the_user_may_choose_a_parent(parent: int, rung: int) -> None:
     assert trial.last_step == [1, 3][rung]
 
 
+def test_a_parent_that_is_not_there_in_another_process() -> None:
+    study = study_of(SuccessiveHalving(max_resource=9, base_sampler=RandomSampler(seed=0)))
+    study.enqueue_trial({}, user_attrs={"parent": 99})
+    trial = study.ask()
+    study.sampler = pickle.loads(pickle.dumps(study.sampler))
+    assert 0 <= trial.suggest_float("x", 0, 1) <= 1
+    study.tell(trial, 0.0)
+
+
 def test_nan_is_never_promoted() -> None:
-    study = study_of(SuccessiveHalving(max_resource=9, seed=0))
+    study = study_of(SuccessiveHalving(max_resource=9, reduction_factor=3, seed=0))
 
     def objective(trial: Trial) -> float:
         trial.suggest_float("x", 0, 1)
@@ -310,7 +342,9 @@ def test_nan_is_never_promoted() -> None:
 
 
 def test_a_range_that_has_changed_since() -> None:
-    study = study_of(SuccessiveHalving(max_resource=9, base_sampler=RandomSampler(seed=0)))
+    study = study_of(
+        SuccessiveHalving(max_resource=9, reduction_factor=3, base_sampler=RandomSampler(seed=0))
+    )
     for value, x in ((0.0, 0.9), (1.0, 0.2), (1.0, 0.3)):
         study.enqueue_trial({"x": x})
         trial = study.ask()
@@ -340,7 +374,7 @@ class _Spy(RandomSampler):
 
 def test_the_base_sampler_sees_one_budget_and_no_segments() -> None:
     spy = _Spy()
-    study = study_of(SuccessiveHalving(max_resource=9, base_sampler=spy))
+    study = study_of(SuccessiveHalving(max_resource=9, reduction_factor=3, base_sampler=spy))
     training = Training(9)
     study.optimize(training, n_trials=120)
     born = [t.number for t in study.trials if t.user_attrs.get("parent") is None]
@@ -377,13 +411,13 @@ def test_the_base_sampler_sees_one_budget_and_no_segments() -> None:
 )
 def test_any_base_sampler(base: Callable[[], BaseSampler]) -> None:
     pytest.importorskip("torch")
-    study = study_of(SuccessiveHalving(max_resource=9, base_sampler=base()))
+    study = study_of(SuccessiveHalving(max_resource=9, reduction_factor=3, base_sampler=base()))
     study.optimize(Training(9), n_trials=30)
     check_lineages(study)
 
 
 def test_the_ladder_is_the_same_read_at_once_or_step_by_step() -> None:
-    pair = Hyperband(max_resource=9, base_sampler=RandomSampler(seed=0))
+    pair = Hyperband(max_resource=9, reduction_factor=3, base_sampler=RandomSampler(seed=0))
     study = study_of(pair)
     brackets = pair.plan.brackets
 
@@ -399,6 +433,15 @@ def test_the_ladder_is_the_same_read_at_once_or_step_by_step() -> None:
             fresh = new()
             fresh.update(study.get_trials())
             assert fresh.climbers.keys() == ladder.climbers.keys()
+            for number, bracket in enumerate(brackets):
+                for rung in range(len(bracket.rungs)):
+                    field = [place[-1] for place in ladder.field(number, rung)]
+                    scores = {
+                        root: climber.scores[rung]
+                        for root, climber in fresh.climbers.items()
+                        if climber.bracket == number and len(climber.scores) > rung
+                    }
+                    assert field == ranking(scores)
             for root, climber in fresh.climbers.items():
                 assert climber.reports == ladder.climbers[root].reports
                 assert climber.scores == ladder.climbers[root].scores
@@ -407,7 +450,9 @@ def test_the_ladder_is_the_same_read_at_once_or_step_by_step() -> None:
 
 def test_a_slow_worker_takes_up_a_later_trial() -> None:
     """Its trial was created before the parent was, but looks for one only now."""
-    pair = SuccessiveHalving(max_resource=9, base_sampler=RandomSampler(seed=0))
+    pair = SuccessiveHalving(
+        max_resource=9, reduction_factor=3, base_sampler=RandomSampler(seed=0)
+    )
     study = study_of(pair)
     study.sampler = RandomSampler(seed=1)
     slow = study.ask()
@@ -432,7 +477,9 @@ def test_a_slow_worker_takes_up_a_later_trial() -> None:
 
 def test_a_claim_gives_way_to_one_that_was_there_before() -> None:
     """Another worker claims the same parent between our look and our claim."""
-    study = study_of(SuccessiveHalving(max_resource=9, base_sampler=RandomSampler(seed=0)))
+    study = study_of(
+        SuccessiveHalving(max_resource=9, reduction_factor=3, base_sampler=RandomSampler(seed=0))
+    )
     study.optimize(Training(9), n_trials=3)
     rival = study.ask()
     parent = rival.user_attrs["parent"]
@@ -490,7 +537,9 @@ def test_processes_promote_nobody_twice(kind: str, tmp_path: Path) -> None:
 
 
 def test_threads_promote_nobody_twice() -> None:
-    study = study_of(SuccessiveHalving(max_resource=9, base_sampler=RandomSampler(seed=0)))
+    study = study_of(
+        SuccessiveHalving(max_resource=9, reduction_factor=3, base_sampler=RandomSampler(seed=0))
+    )
     training = Training(9)
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(lambda _: study.optimize(training, n_trials=20), range(4)))

@@ -14,7 +14,6 @@ from optuna_ext.rungs import bracket_of
 from optuna_ext.rungs import hyperband
 from optuna_ext.rungs import n_reductions
 from optuna_ext.rungs import plan
-from optuna_ext.rungs import promotable
 from optuna_ext.rungs import ranking
 from optuna_ext.rungs import score_at
 from optuna_ext.rungs import successive_halving
@@ -57,14 +56,18 @@ def test_the_bracket_of_dive_into_deep_learning() -> None:
 
 @pytest.mark.parametrize("max_resource", [1, 2, 5, 10, 16, 27, 81, 100, 1000])
 @pytest.mark.parametrize("factor", [2, 3, 4, 7, 20])
-def test_the_default_rungs_keep_one_trial_in_nine(max_resource: int, factor: int) -> None:
-    bracket = successive_halving(None, max_resource, reduction_factor=factor)
+@pytest.mark.parametrize("keep", [9, 16])
+def test_the_default_rungs_keep_one_trial_in_so_many(
+    max_resource: int, factor: int, keep: int
+) -> None:
+    bracket = successive_halving(None, max_resource, reduction_factor=factor, keep=keep)
     n_cuts = len(bracket.rungs) - 1
     assert bracket.rungs[-1] == max_resource
     assert list(bracket.rungs) == sorted(set(bracket.rungs))
-    assert n_cuts <= 1 or factor**n_cuts <= 9
-    if max_resource >= factor**3:
-        assert n_cuts == {2: 3, 3: 2}.get(factor, 1)
+    assert n_cuts <= 1 or factor**n_cuts <= keep
+    if max_resource >= factor**5:
+        wanted = {2: 3, 3: 2} if keep == 9 else {2: 4, 3: 2, 4: 2}
+        assert n_cuts == wanted.get(factor, 1)
         # The last cut leaves most of the training to be saved; only rounding moves it.
         first = Fraction(max_resource, factor ** (n_cuts + 1))
         assert first <= bracket.rungs[0] < first + 1
@@ -133,7 +136,6 @@ def test_exactly_the_best_survive(values: list[float], factor: int) -> None:
     assert len(chosen) == min(wanted, sum(not math.isnan(v) for v in values))
     rest = [v for n, v in enumerate(values) if n not in chosen and not math.isnan(v)]
     assert all(values[a] <= b for a, b in itertools.product(chosen, rest))
-    assert len(promotable(scores, factor)) == (len(chosen) if len(values) >= factor else 0)
 
 
 def test_the_order_of_a_rung_is_never_open() -> None:

@@ -31,6 +31,12 @@ class SuccessiveHalvingPruner(BasePruner):
     For objectives that save checkpoints there is something better, which loses no work:
     :class:`~optuna_ext.SuccessiveHalving` pauses trials and promotes the best of them later.
 
+    How often and how early to compare is a trade. Every cut saves epochs, so that a search sees
+    more trials, and loses some of those that would have become the best, for good here; so the
+    default cuts late and keeps one trial in eight. ``min_resource=1`` sees the most trials and
+    is right where one epoch already tells much, but may lose more than half of the best.
+    ``python -m studies.compare_pruners`` measures both on learning curves.
+
     Example:
 
         .. testcode::
@@ -65,7 +71,8 @@ class SuccessiveHalvingPruner(BasePruner):
         n_cuts:
             At how many rungs trials are cut, at least 1. Of the trials that would have become
             the best, each cut loses some. By default as many as there are rungs before
-            ``max_resource``; without ``min_resource``, as many as keep one trial in nine.
+            ``max_resource``; without ``min_resource``, as many as keep at least one trial in
+            nine.
         first_step:
             The step with which the objective reports its first unit of training: 1 or 0.
         min_trials:
@@ -91,7 +98,7 @@ class SuccessiveHalvingPruner(BasePruner):
         value: Literal["best", "last"] = "best",
     ) -> None:
         self._bracket = successive_halving(
-            min_resource, max_resource, reduction_factor=reduction_factor, n_cuts=n_cuts
+            min_resource, max_resource, reduction_factor=reduction_factor, n_cuts=n_cuts, keep=9
         )
         self._field = Field(first_step=first_step, min_trials=min_trials, value=value)
 

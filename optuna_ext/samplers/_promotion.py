@@ -191,15 +191,14 @@ class PromotionSampler(BaseSampler):
         self, study: Study, trial: FrozenTrial, ladder: Ladder
     ) -> FrozenTrial | None:
         """Keep to what was decided: by a trial that is retried now, or by the user."""
-        parent = parent_of(trial)
-        is_born = parent is None or not 0 <= parent < len(ladder.trials)
+        parent = _parent(trial, ladder)
         if RUNG not in trial.user_attrs:
-            climber = None if is_born else ladder.climbers.get(ladder.root_of(trial.number))
+            climber = parent and ladder.climbers.get(ladder.root_of(trial.number))
             if climber is None:
                 self._begin(study, trial, ladder)
             else:
                 self._go_on(study, trial, climber)
-        return None if is_born or parent is None else ladder.trials[parent]
+        return parent
 
     def _begin(self, study: Study, trial: FrozenTrial, ladder: Ladder) -> None:
         for key, value in self._promotions.birth(ladder).items():
@@ -227,7 +226,7 @@ class PromotionSampler(BaseSampler):
 
     def _view(self, study: Study) -> Study:
         """Return the study as the base sampler sees it: all parameters compared at one rung."""
-        rung = rung_to_learn_from(self._read(study), self._brackets, first_step=self._first_step)
+        rung = rung_to_learn_from(self._read(study), self._brackets)
         lenses = self._lenses.get(study, dict)
         if rung not in lenses:  # one for each rung: samplers take what is over for final
             view = RungView(
@@ -243,5 +242,12 @@ class PromotionSampler(BaseSampler):
         if plan is not None:
             return plan
         ladder = self._read(study)  # asked for in another process
-        parent = parent_of(ladder.trials[trial.number])
-        return _Plan(None if parent is None else ladder.trials[parent], self._view(study))
+        return _Plan(_parent(ladder.trials[trial.number], ladder), self._view(study))
+
+
+def _parent(trial: FrozenTrial, ladder: Ladder) -> FrozenTrial | None:
+    """Return from which trial one goes on; None if from none of this study."""
+    number = parent_of(trial)
+    if number is None or not 0 <= number < len(ladder.trials):
+        return None
+    return ladder.trials[number]

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 from optuna_ext.ladder import BRACKET
 from optuna_ext.ladder import ROUND
 from optuna_ext.ladder import RUNG
-from optuna_ext.rungs import promotable
 from optuna_ext.rungs import survivors
 
 
@@ -55,27 +54,21 @@ class Asynchronous:
         self._cuts = sorted(cuts, key=lambda cut: (-brackets[cut[0]].rungs[cut[1]], cut))
 
     def next(self, ladder: Ladder, taken: Collection[int]) -> Climber | None:
-        members: defaultdict[int, list[Climber]] = defaultdict(list)
-        for climber in ladder.climbers.values():
-            if climber.scores and not climber.is_lost:
-                members[ladder.bracket(climber)].append(climber)
         for bracket, rung in self._cuts:
-            field = {c.root.number: c for c in members[bracket] if len(c.scores) > rung}
-            best = promotable(
-                {number: c.scores[rung] for number, c in field.items()},
-                self._brackets[bracket].reduction_factor,
-            )
-            for number in best:
-                if _may_go_on(field[number], rung, taken):
-                    return field[number]
+            field = ladder.field(bracket, rung)
+            # Unlike when trials are stopped for good, nobody is the best of too few: one that is
+            # paused loses nothing by waiting.
+            n_best = len(field) // self._brackets[bracket].reduction_factor
+            for is_nan, _, _, number in field[:n_best]:
+                climber = ladder.climbers[number]
+                if not is_nan and _may_go_on(climber, rung, taken):
+                    return climber
         return None
 
     def birth(self, ladder: Ladder) -> dict[str, int]:
         if len(self._brackets) == 1:
             return {RUNG: 0}
-        born = Counter(
-            ladder.bracket(c) for c in ladder.climbers.values() if BRACKET in c.root.user_attrs
-        )
+        born = Counter(c.bracket for c in ladder.climbers.values() if BRACKET in c.root.user_attrs)
         # Whoever is most behind its share; all these are fractions with different denominators.
         bracket = min(
             range(len(self._brackets)),

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+from heapq import nlargest
 import math
 from typing import TYPE_CHECKING
 
@@ -21,18 +22,17 @@ if TYPE_CHECKING:
 _ENOUGH = 10  # observations at a rung that are worth a model
 
 
-def rung_to_learn_from(ladder: Ladder, brackets: Sequence[Bracket], *, first_step: int) -> int:
+def rung_to_learn_from(ladder: Ladder, brackets: Sequence[Bracket]) -> int:
     """Return the highest rung with enough observations, else the lowest one.
 
     As in BOHB (Falkner et al. 2018, section 4): values of unequal budgets do not compare, and
     those of the highest one tell most about the end.
     """
-    rungs = sorted({rung for bracket in brackets for rung in bracket.rungs})
-    reached = [
-        max(climber.reports, default=0) + 1 - first_step for climber in ladder.climbers.values()
-    ]
-    enough = [rung for rung in rungs if sum(r >= rung for r in reached) >= _ENOUGH]
-    return max(enough, default=rungs[0])
+    rungs = {rung for bracket in brackets for rung in bracket.rungs}
+    farthest = nlargest(_ENOUGH, (climber.reached for climber in ladder.climbers.values()))
+    if len(farthest) < _ENOUGH:
+        return min(rungs)
+    return max((rung for rung in rungs if rung <= farthest[-1]), default=min(rungs))
 
 
 class RungView:
@@ -56,26 +56,24 @@ class RungView:
 
     def trials(self, ladder: Ladder) -> list[FrozenTrial]:
         """Return the view of all trials, in order of their numbers."""
-        trials = []
-        for trial in ladder.trials:
-            climber = ladder.climbers.get(trial.number)
-            if climber is None:
-                trial = copy.copy(trial)
-                trial.state = TrialState.WAITING
-            elif trial.number in self._seen:
-                trial = self._seen[trial.number]
-            else:
-                trial = self._look(climber)
-            trials.append(trial)
-        return trials
+        return [
+            self._seen.get(trial.number) or self._look(trial, ladder.climbers.get(trial.number))
+            for trial in ladder.trials
+        ]
 
-    def _look(self, climber: Climber) -> FrozenTrial:
+    def _look(self, original: FrozenTrial, climber: Climber | None) -> FrozenTrial:
+        if climber is None:
+            trial = copy.copy(original)
+            trial.state = TrialState.WAITING
+            if original.state.is_finished():
+                self._seen[trial.number] = trial
+            return trial
         if climber.is_lost:
-            return climber.root
+            return original
         score = score_at(
             climber.reports, self._step, best_so_far=self._best_so_far, maximize=self._maximize
         )
-        trial = copy.copy(climber.root)
+        trial = copy.copy(original)
         trial.intermediate_values = {
             step: value for step, value in climber.reports.items() if step <= self._step
         }

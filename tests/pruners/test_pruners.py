@@ -185,7 +185,7 @@ def test_sparse_reports() -> None:
 def test_brackets_of_hyperband_do_not_mix() -> None:
     n, epochs = 40, 9
     curves = np.random.default_rng(1).normal(size=(n, epochs))
-    reached = run_in_step(ask(HyperbandPruner(max_resource=epochs), n), curves)
+    reached = run_in_step(ask(HyperbandPruner(max_resource=epochs, reduction_factor=3), n), curves)
     brackets = hyperband(1, epochs, reduction_factor=3)
     homes = np.array([bracket_of(number, brackets) for number in range(n)])
     for index, bracket in enumerate(brackets):
