@@ -152,3 +152,21 @@ def agreeing(rows: np.ndarray, row: np.ndarray, radii: np.ndarray | None = None)
         if not len(found):
             break
     return found
+
+
+def differ_at_most_once(rows: np.ndarray, center: np.ndarray) -> np.ndarray:
+    """Return the indices of rows with at most one coordinate that differs, absent ones aside."""
+    found = np.arange(len(rows))
+    n_different = np.zeros(len(rows), np.int8)
+    for column, u in enumerate(center.tolist()):  # two columns leave only a few rows to look at
+        there = rows[:, column] if len(found) == len(rows) else rows[found, column]
+        n_different += np.abs(there - u) > SAME
+        if column:
+            left = n_different <= 1
+            found, n_different = found[left], n_different[left]
+    return found
+
+
+def matches(rows: np.ndarray, row: np.ndarray) -> np.ndarray:
+    """Tell which rows agree with ``row`` in every coordinate that they have."""
+    return np.asarray(~(np.abs(rows - row) > SAME).any(axis=1))

@@ -19,11 +19,14 @@ import numpy as np
 from optuna_ext.moves.gradients import Gradient
 from optuna_ext.moves.gradients import predict
 from optuna_ext.moves.history import agreeing
+from optuna_ext.moves.history import differ_at_most_once
 from optuna_ext.moves.history import History
+from optuna_ext.moves.history import matches
 from optuna_ext.moves.history import SAME
 from optuna_ext.moves.offsets import nearest_rows
 from optuna_ext.moves.offsets import offsets_to
 from optuna_ext.moves.offsets import scores_of
+from optuna_ext.moves.quadratic import minimizer
 from optuna_ext.moves.turns import whose_turn
 
 
@@ -33,6 +36,9 @@ Levels = tuple[np.ndarray | None, ...]
 
 _LAST = np.nextafter(1.0, 0.0)
 _N_BOLD = 2  # trials after a success that may go in several coordinates at once
+_MODEL_EVERY = 3  # trials, one goes to the minimizer of a quadratic model
+_MAX_MODELED = 6  # dimensions of that model: it needs (d + 1) (d + 2) / 2 rows
+_APART = 0.05  # steps, at least, of that minimizer from any other row
 _MAX_CENTERS = 32  # polled through in vain before a point anywhere is taken
 _N_ANYWHERE = 64  # such points tried
 
@@ -170,6 +176,9 @@ def _neighbor(
         if not len(under_way):  # a row that is on its way may fail
             history.polled[place] = step
         if len(candidates):
+            modeled = _modeled(history, index, center, step, search)
+            if modeled is not None:
+                return modeled
             return _choose(history, ranking, index, center, candidates, search, rng)
         if len(under_way):
             return None
@@ -199,6 +208,34 @@ def _untried(
             if search.poll == "complete":
                 break
     return found, found_at
+
+
+def _modeled(
+    history: History, index: int, center: np.ndarray, step: float, search: Neighborhood
+) -> np.ndarray | None:
+    """Return the minimizer of a quadratic model around the center, if it is its turn.
+
+    Steps along the axes are slow in a narrow valley. While the mesh is being refined in a few
+    continuous dimensions, every third trial goes where the curvature leads.
+    """
+    n_since = len(history) - 1 - index + len(history.pending)
+    is_its_turn = n_since % _MODEL_EVERY == 0 and step < search.initial_step
+    if not is_its_turn or search.gradient == "none" or search.poll == "complete":
+        return None
+    if (
+        len(center) > _MAX_MODELED
+        or history.has_absent
+        or any(v is not None for v in search.levels)
+    ):
+        return None
+    nearest = nearest_rows(history, center, search.levels)
+    move = minimizer(history.rows[nearest] - center, history.values[nearest], 2.0 * step)
+    if move is None:
+        return None
+    row = np.clip(center + move, 0.0, _LAST)
+    known = np.concatenate([history.rows, history.planned])
+    is_new = (np.abs(known - row) > _APART * step).any(axis=1).all()
+    return row if is_new else None
 
 
 def _choose(
@@ -368,21 +405,3 @@ def _not_among(known: np.ndarray, rows: np.ndarray) -> np.ndarray:
     """Return those of ``rows`` that agree with none of the known rows."""
     differ = (np.abs(known[:, None] - rows[None]) > SAME).any(axis=2)
     return np.asarray(rows[differ.all(axis=0)])
-
-
-def differ_at_most_once(rows: np.ndarray, center: np.ndarray) -> np.ndarray:
-    """Return the indices of rows with at most one coordinate that differs, absent ones aside."""
-    found = np.arange(len(rows))
-    n_different = np.zeros(len(rows), np.int8)
-    for column, u in enumerate(center.tolist()):  # two columns leave only a few rows to look at
-        there = rows[:, column] if len(found) == len(rows) else rows[found, column]
-        n_different += np.abs(there - u) > SAME
-        if column:
-            left = n_different <= 1
-            found, n_different = found[left], n_different[left]
-    return found
-
-
-def matches(rows: np.ndarray, row: np.ndarray) -> np.ndarray:
-    """Tell which rows agree with ``row`` in every coordinate that they have."""
-    return np.asarray(~(np.abs(rows - row) > SAME).any(axis=1))

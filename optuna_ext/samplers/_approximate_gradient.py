@@ -67,8 +67,10 @@ class ApproximateGradientSampler(HistorySampler):
     differ in one parameter, by a step up or down or by another choice. An approximate gradient,
     fitted to the trials so far, says which neighbor to try first. After a success it first dares
     to change several parameters at once and to go on in the direction of the success. When all
-    neighbors have failed the step is halved; around a region that yields nothing, every third
-    trial goes to the next best region. No point is evaluated twice.
+    neighbors have failed the step is halved; from then on, if all parameters are continuous and
+    at most six, every third trial goes to the minimizer of a quadratic model nearby. Around a
+    region that yields nothing, every third trial goes to the next best region. No point is
+    evaluated twice.
 
     Numbers are seen on their own scale, linear or logarithmic; a step is at least one value.
     Choices that are increasing or decreasing numbers are neighbors in that order, all other

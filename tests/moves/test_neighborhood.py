@@ -197,12 +197,24 @@ def test_after_a_success_the_search_goes_on_in_its_direction() -> None:
 
 
 def test_any_increasing_transformation_of_the_values_gives_the_same_rows() -> None:
-    def bowl(row: np.ndarray) -> int:  # whole numbers, so that rounding makes no ties
-        return round(1e4 * float(((row - [0.2, 0.6, 0.8]) ** 2).sum()))
+    """Only a quadratic model, of at most six dimensions, is made of the values themselves."""
 
-    plain, _ = search_from([0.5] * 3, bowl, 40, levels=(None,) * 3)
-    bent, _ = search_from([0.5] * 3, lambda row: bowl(row) ** 3 - 7, 40, levels=(None,) * 3)
+    def bowl(row: np.ndarray) -> int:  # whole numbers, so that rounding makes no ties
+        return round(1e4 * float(((row - np.linspace(0.2, 0.8, 7)) ** 2).sum()))
+
+    plain, _ = search_from([0.5] * 7, bowl, 80, levels=(None,) * 7)
+    bent, _ = search_from([0.5] * 7, lambda row: bowl(row) ** 3 - 7, 80, levels=(None,) * 7)
     np.testing.assert_array_equal(plain, bent)
+
+
+def test_a_quadratic_model_finds_the_bottom_of_a_slanting_valley() -> None:
+    def valley(row: np.ndarray) -> float:
+        along, across = (row - [0.37, 0.62]) @ np.array([[0.6, -0.8], [0.8, 0.6]])
+        return float(along**2 + 1e4 * across**2)
+
+    _, modeled = search_from([0.1, 0.9], valley, 60, levels=(None, None))
+    _, plain = search_from([0.1, 0.9], valley, 60, levels=(None, None), gradient="none")
+    assert modeled.min() < 1e-6 < plain.min()
 
 
 def test_worst_values_do_no_harm() -> None:
