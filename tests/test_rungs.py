@@ -65,7 +65,7 @@ def test_the_default_rungs_keep_one_trial_in_so_many(
     assert bracket.rungs[-1] == max_resource
     assert list(bracket.rungs) == sorted(set(bracket.rungs))
     assert n_cuts <= 1 or factor**n_cuts <= keep
-    assert abs(bracket.rungs[0] - max(1, Fraction(max_resource, 16))) <= Fraction(1, 2)
+    assert abs(bracket.rungs[0] - max(Fraction(1), Fraction(max_resource, 16))) <= Fraction(1, 2)
     if max_resource >= 16:
         wanted = {2: 3, 3: 2} if keep == 9 else {2: 4, 3: 2, 4: 2}
         assert n_cuts == wanted.get(factor, 1)
