@@ -139,8 +139,8 @@ class SuccessiveHalving(_PauseAndPromote):
             Steps of a whole training.
         min_resource:
             Steps to the first rung, from 1 to ``max_resource``; the others are
-            ``reduction_factor`` times as far each. By default early enough to save most of the
-            training: ``max_resource / reduction_factor ** (n_cuts + 1)``, rounded up.
+            ``reduction_factor`` times as far each. By default ``max_resource / 16``, rounded:
+            early enough to save most of the training, and late enough to tell trials apart.
         reduction_factor:
             At every rung one set of parameters in this many goes on; at least 2. Small factors
             decide late and gently, which loses less at the same cost.

@@ -113,8 +113,8 @@ def successive_halving(
     Args:
         min_resource:
             Steps to the first rung, ``1 <= min_resource <= max_resource``; the others are
-            ``reduction_factor`` times as far each. ``None`` puts the last of ``n_cuts`` cuts at
-            ``max_resource / reduction_factor**2``, early enough to save most of the training.
+            ``reduction_factor`` times as far each. ``None`` means ``max_resource / 16``, rounded:
+            early enough to save most of the training, and late enough to tell trials apart.
         max_resource:
             Steps of a whole training, which is always the last rung.
         reduction_factor:
@@ -135,9 +135,9 @@ def successive_halving(
 
     Example:
         >>> successive_halving(None, 27, reduction_factor=3).rungs
-        (1, 3, 27)
+        (2, 6, 27)
         >>> successive_halving(None, 64, reduction_factor=2).rungs
-        (2, 4, 8, 16, 64)
+        (4, 8, 16, 32, 64)
         >>> successive_halving(1, 27, reduction_factor=3).rungs
         (1, 3, 9, 27)
     """
@@ -147,7 +147,7 @@ def successive_halving(
         check_int("n_cuts", n_cuts, low=1)
     if min_resource is None:
         n_cuts = n_cuts or max(1, n_reductions(1, keep, reduction_factor))
-        min_resource = -(-max_resource // reduction_factor ** (n_cuts + 1))
+        min_resource = max(1, (max_resource + 8) // 16)
     n = n_reductions(min_resource, max_resource, reduction_factor)
     rungs = [min_resource * reduction_factor**k for k in range(n + 1)]
     rungs = [rung for rung in rungs if rung < max_resource][:n_cuts] + [max_resource]

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import json
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import numpy.typing as npt
@@ -75,13 +76,17 @@ class CurveTable:
             UserError: If the file cannot be read or is something else.
         """
         try:
-            with np.load(path) as file:
+            with path.open("rb") as opened, np.load(opened) as file:
                 about = json.loads(str(file["about"]))
                 curves = file["curves"].astype(np.float64)
-        except (OSError, ValueError, KeyError) as error:
-            raise UserError(f"{path} is not a table of learning curves: {error}") from error
-        space = {n: json_to_distribution(text) for n, text in about.pop("space").items()}
-        return cls(space=space, curves=curves, **about)
+            space = {n: json_to_distribution(text) for n, text in about.pop("space").items()}
+            return cls(space=space, curves=curves, **about)
+        except OSError as error:
+            raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
+        except (BadZipFile, KeyError, TypeError, ValueError) as error:
+            raise UserError(
+                f"{path} is not a table of learning curves as studies.curves writes them"
+            ) from error
 
     @classmethod
     def of(cls, study: Study, *, name: str, n_epochs: int) -> CurveTable:

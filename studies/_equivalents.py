@@ -10,23 +10,19 @@ from studies._curve_table import Floats
 
 
 def random_equivalents(losses: Floats, found: Sequence[float]) -> float:
-    """Return how many whole trainings find on average what searches found on average.
+    """Return how many whole trainings rank on average as well as what searches found.
 
-    The best of ``k`` configurations drawn with replacement is the one of rank ``i`` of ``n`` with
-    the probability ``((n - i) / n)**k - ((n - i - 1) / n)**k``, which needs no whole ``k``.
+    The best of ``k`` configurations drawn at random is expected where ``1 / (k + 1)`` of all are
+    better. Ranks rather than losses, as of a few searches the worst would decide alone.
 
     Args:
         losses: What every configuration of a table ends with.
         found: The best that each search has found, infinite for nothing.
 
     Returns:
-        A number from 1 to 100 times the size of the table.
+        A number from 0 to twice the size of the table, which cannot tell more apart.
     """
     ordered = np.sort(losses)
-    ordered = np.minimum(ordered, ordered[np.isfinite(ordered)].max())
-    n = len(ordered)
-    k = np.geomspace(1, 100 * n, 2000)
-    none_better = (np.arange(n, -1, -1) / n) ** k[:, None]
-    expected = -np.diff(none_better, axis=1) @ ordered  # falls with k
-    mean = np.minimum(found, ordered[-1]).mean()
-    return float(np.interp(-mean, -expected, k))
+    better, up_to = (np.searchsorted(ordered, found, side=side) for side in ("left", "right"))
+    share = np.where(np.isinf(found), 1.0, (better + up_to) / (2 * len(ordered))).mean()
+    return float(1 / share - 1)

@@ -14,9 +14,9 @@ the end. With others, which get the nearest configurations that are left, it end
 trainings, as long as most are.
 
 *As random, 16* is how many random whole trainings would have done as well as all workers in the
-time of 16, divided by 16 (of the mean best result). The columns *epochs* are speed-ups against
-random search without pruning: of the median number of epochs until a whole training is as good
-as what Optuna's successive halving has in the end, and until one is among the best of all.
+time of 16, divided by 16; by the mean rank of what was found. The columns *epochs* are speed-ups
+against random search without pruning: of the median number of epochs until a whole training is as
+good as what Optuna's successive halving has in the end, and until one is among the best of all.
 """
 
 from __future__ import annotations
@@ -166,8 +166,8 @@ def main(
     console = Console()
     if not console.is_terminal:  # a file or a pipe has no width: do not fold the table
         console = Console(width=140)
-    for file, rows in results.items():
-        console.print(_table(f"{file}: {workers} workers, {seeds} seeds", rows))
+    for name, rows in results.items():
+        console.print(_table(f"{name}: {workers} workers, {seeds} seeds", rows))
     console.print(f"regret over time: {path}", highlight=False, soft_wrap=True)
 
 

@@ -31,6 +31,7 @@ import typer
 
 from studies._curve_table import CurveTable
 from studies._errors import SentenceCommand
+from studies._errors import unknown
 from studies._errors import UserError
 from studies._logs import ConsoleHandler
 from studies._logs import quiet_optuna
@@ -65,6 +66,8 @@ def main(
     ] = None,
 ) -> None:
     """Train random configurations to the end and keep their learning curves."""
+    if target not in _SHORT and ":" not in target:
+        raise unknown("objective", target, (*_SHORT, "module:function", "file.py:function"))
     objective = find_objective(_SHORT.get(target, target))
     name = target if target in _SHORT else objective.name
     path = out or Path("runs", f"curves-{name}.npz")

@@ -39,6 +39,7 @@ from studies._charts import save_chart
 from studies._command import as_main
 from studies._command import run_plan
 from studies._command import take_options
+from studies._errors import unknown
 from studies._errors import UserError
 from studies._job import storage_file
 from studies._objective import find_objective
@@ -76,6 +77,8 @@ def _command(
     **values: Any,
 ) -> int:
     options = take_options(values)
+    if target not in _OURS and ":" not in target:
+        raise unknown("objective", target, (*_OURS, "module:function", "file.py:function"))
     objective = find_objective(f"objectives.{target}:objective" if target in _OURS else target)
     epochs = options.epochs or _EPOCHS
     options = replace(options, epochs=epochs)
@@ -85,6 +88,7 @@ def _command(
             raise UserError(f"--min-epochs {min_epochs} must not exceed --epochs {epochs}")
         given["min_resource"] = min_epochs
     if show_plan:
+        given |= parse_assignments("--sampler-arg", options.sampler_arg or [])
         return _show(given, hyperband=hyperband)
     if "checkpoints" not in objective.keywords():
         raise UserError(
@@ -118,7 +122,7 @@ def _command(
 def _show(arguments: dict[str, Any], *, hyperband: bool) -> int:
     try:
         pair = Hyperband(**arguments) if hyperband else SuccessiveHalving(**arguments)
-    except ValueError as error:
+    except (TypeError, ValueError) as error:
         raise UserError(str(error)) from error
     typer.echo(pair.plan)
     return 0

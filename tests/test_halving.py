@@ -96,10 +96,10 @@ def test_fifteen_trials_cost_34_epochs(synchronous: bool) -> None:
     assert Counter(t.last_step for t in study.trials) == {2: 8, 4: 4, 8: 2, 10: 1}
 
 
-def test_the_default_halves_four_times_early() -> None:
+def test_the_default_halves_four_times() -> None:
     pair = SuccessiveHalving(max_resource=64)
     (bracket,) = pair.plan.brackets
-    assert (bracket.rungs, bracket.sizes) == ((2, 4, 8, 16, 64), (16, 8, 4, 2, 1))
+    assert (bracket.rungs, bracket.sizes) == ((4, 8, 16, 32, 64), (16, 8, 4, 2, 1))
 
 
 def test_without_checkpoints_it_costs_58() -> None:
@@ -254,7 +254,9 @@ def test_a_dead_workers_promotion_is_not_lost() -> None:
 def test_a_retried_promotion_is_the_same_again() -> None:
     """Optuna's callback queues a copy of the failed trial with its attributes and reports."""
     study = study_of(
-        SuccessiveHalving(max_resource=27, reduction_factor=3, base_sampler=RandomSampler(seed=0))
+        SuccessiveHalving(
+            min_resource=1, max_resource=27, reduction_factor=3, base_sampler=RandomSampler(seed=0)
+        )
     )
     training = Training(27)
     study.optimize(training, n_trials=3)
@@ -530,9 +532,9 @@ def test_processes_promote_nobody_twice(kind: str, tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/s.db" if kind == "sqlite" else f"journal:{tmp_path}/s.log"
     optuna.create_study(study_name="halving", storage=open_storage(url))
     with ProcessPoolExecutor(3, mp_context=multiprocessing.get_context("spawn")) as pool:
-        list(pool.map(_work, [url] * 3, [25] * 3))
+        list(pool.map(_work, [url] * 3, [12] * 3))
     study = optuna.load_study(study_name="halving", storage=open_storage(url))
-    assert len(study.trials) == 75
+    assert len(study.trials) == 36
     check_lineages(study)
 
 

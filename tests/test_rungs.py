@@ -65,17 +65,15 @@ def test_the_default_rungs_keep_one_trial_in_so_many(
     assert bracket.rungs[-1] == max_resource
     assert list(bracket.rungs) == sorted(set(bracket.rungs))
     assert n_cuts <= 1 or factor**n_cuts <= keep
-    if max_resource >= factor**5:
+    assert abs(bracket.rungs[0] - max(Fraction(1), Fraction(max_resource, 16))) <= Fraction(1, 2)
+    if max_resource >= 16:
         wanted = {2: 3, 3: 2} if keep == 9 else {2: 4, 3: 2, 4: 2}
         assert n_cuts == wanted.get(factor, 1)
-        # The last cut leaves most of the training to be saved; only rounding moves it.
-        first = Fraction(max_resource, factor ** (n_cuts + 1))
-        assert first <= bracket.rungs[0] < first + 1
 
 
 def test_the_number_of_cuts_can_be_chosen() -> None:
     assert successive_halving(1, 81, reduction_factor=3, n_cuts=2).rungs == (1, 3, 81)
-    assert successive_halving(None, 81, reduction_factor=3, n_cuts=1).rungs == (9, 81)
+    assert successive_halving(None, 81, reduction_factor=3, n_cuts=1).rungs == (5, 81)
     assert successive_halving(1, 9, reduction_factor=3, n_cuts=99).rungs == (1, 3, 9)
 
 

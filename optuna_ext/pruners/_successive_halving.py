@@ -63,9 +63,8 @@ class SuccessiveHalvingPruner(BasePruner):
             Steps of a whole training, where nobody is pruned any more.
         min_resource:
             Steps to the first rung, from 1 to ``max_resource``; the others are
-            ``reduction_factor`` times as far each. By default early enough to save most of the
-            training and late enough to tell trials apart:
-            ``max_resource / reduction_factor ** (n_cuts + 1)``, rounded up.
+            ``reduction_factor`` times as far each. By default ``max_resource / 16``, rounded:
+            early enough to save most of the training, and late enough to tell trials apart.
         reduction_factor:
             At every rung one trial in this many goes on; at least 2.
         n_cuts:

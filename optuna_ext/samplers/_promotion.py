@@ -193,7 +193,7 @@ class PromotionSampler(BaseSampler):
         """Keep to what was decided: by a trial that is retried now, or by the user."""
         parent = _parent(trial, ladder)
         if RUNG not in trial.user_attrs:
-            climber = parent and ladder.climbers.get(ladder.root_of(trial.number))
+            climber = ladder.climbers.get(ladder.root_of(trial.number)) if parent else None
             if climber is None:
                 self._begin(study, trial, ladder)
             else:

@@ -60,10 +60,14 @@ def test_a_table_is_kept(maximize: bool, tmp_path: Path) -> None:
 
 
 def test_what_is_no_table(tmp_path: Path) -> None:
-    (tmp_path / "t.npz").write_text("no")
-    for path in (tmp_path / "t.npz", tmp_path / "missing.npz"):
-        with pytest.raises(UserError, match="is not a table of learning curves"):
-            CurveTable.load(path)
+    (tmp_path / "text.npz").write_text("no")
+    (tmp_path / "cut.npz").write_bytes(b"PK\x03\x04")
+    np.savez(tmp_path / "other.npz", curves=np.zeros((2, 2)))
+    for name in ("text", "cut", "other"):
+        with pytest.raises(UserError, match=f"{name}.npz is not a table of learning curves"):
+            CurveTable.load(tmp_path / f"{name}.npz")
+    with pytest.raises(UserError, match=r"missing.npz cannot be read: No such file"):
+        CurveTable.load(tmp_path / "missing.npz")
 
 
 def test_every_configuration_is_taken_once_the_nearest_first() -> None:

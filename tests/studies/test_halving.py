@@ -78,6 +78,10 @@ def test_the_plan_trains_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     assert halving.main(arguments) == 0
     total = capsys.readouterr().out.splitlines()[-1]
     assert total.split() == ["total", "15", "34", "58"]
+    assert halving.main([*arguments, "--sampler-arg", "n_cuts=1"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].split()[0:2] == ["total", "3"]
+    assert halving.main([*arguments, "--sampler-arg", "cuts=1"]) == 2
+    assert "unexpected keyword argument 'cuts'" in capsys.readouterr().err
     assert not Path("runs").exists()
 
 
@@ -89,6 +93,7 @@ def test_the_plan_trains_nothing(capsys: pytest.CaptureFixture[str]) -> None:
             ["digits", "--epochs", "4", "--min-epochs", "5"],
             "--min-epochs 5 must not exceed --epochs 4",
         ),
+        (["digit"], "unknown objective 'digit': did you mean 'digits'?"),
         (["digits", "--pruner", "median"], "'halving' brings its own pruner"),
     ],
 )
