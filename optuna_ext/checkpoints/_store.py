@@ -1,8 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
 from collections.abc import Mapping
-from collections.abc import Sequence
 import dataclasses
 import datetime
 import hashlib
@@ -19,9 +17,11 @@ from typing import TYPE_CHECKING
 import uuid
 
 from optuna.artifacts.exceptions import ArtifactNotFound
+from optuna.study import StudyDirection
 
 from optuna_ext._checks import check_int
 from optuna_ext.checkpoints import _file
+from optuna_ext.checkpoints._candidates import candidates
 from optuna_ext.checkpoints._errors import CheckpointError
 from optuna_ext.checkpoints._errors import UnusableError
 from optuna_ext.checkpoints._places import open_place
@@ -149,7 +149,8 @@ class CheckpointStore:
 
         Of the trial's own checkpoints, its parent's, and those of the parent's parents, the newest
         one that is whole counts. When a trial has a parent and no checkpoint is whole, it fails;
-        when it has only lost its own, it starts once more.
+        when it has only lost its own, it starts once more. A member of a population goes on from
+        the best trial whose checkpoint is whole before it fails.
 
         Args:
             trial:
@@ -172,6 +173,7 @@ class CheckpointStore:
         """
         study = getattr(trial, "study", None)
         trials = [] if study is None else study.get_trials(deepcopy=False)
+        direction = StudyDirection.NOT_SET if study is None else study.directions[0]
         current = trials[trial.number] if trials else trial  # its own copy may be older
         start = f"trial-{uuid.uuid4().hex[:8]}" if study is None else _namespace(study)
         newest: Checkpoint | None = None
@@ -188,7 +190,7 @@ class CheckpointStore:
 
         run = Run(Things(things), keep, autosave=self._autosave)
         failures = []
-        for number, checkpoint in _candidates(current, trials):
+        for number, checkpoint in candidates(current, trials, direction):
             try:
                 content = self._read(checkpoint)
             except UnusableError as error:
@@ -349,27 +351,6 @@ class CheckpointStore:
 
 def _reason(error: Exception) -> str:
     return str(getattr(error, "strerror", None) or error)
-
-
-def _candidates(
-    trial: BaseTrial | FrozenTrial, trials: Sequence[FrozenTrial]
-) -> Iterator[tuple[int, Checkpoint]]:
-    """Yield the checkpoints a trial may go on from and whose they are, the best first."""
-    seen: set[int] = set()
-    current: BaseTrial | FrozenTrial | None = trial
-    while current is not None and current.number not in seen:
-        seen.add(current.number)
-        checkpoint = Checkpoint.of(current)
-        while checkpoint is not None:
-            yield current.number, checkpoint
-            checkpoint = checkpoint.previous
-        parent = parent_of(current)
-        if parent is not None and not 0 <= parent < len(trials):
-            raise CheckpointError(
-                f"trial {current.number} names trial {parent} as its parent, which the study does "
-                "not have."
-            )
-        current = None if parent is None else trials[parent]
 
 
 def _restore(target: Run | Things, content: Mapping[str, Any], number: int) -> None:
