@@ -178,7 +178,7 @@ def _draw(rng: np.random.Generator) -> dict[str, float]:
 
 
 def _perturb(params: Mapping[str, float], rng: np.random.Generator) -> dict[str, float]:
-    new = {name: value * rng.choice([0.8, 1.25]) for name, value in params.items()}
+    new = {name: value * rng.choice([0.5, 2.0]) for name, value in params.items()}
     new = {name: v if rng.random() < 0.75 else _draw(rng)[name] for name, v in new.items()}
     return {
         "lr": float(np.clip(new["lr"], *_LR)),
@@ -266,7 +266,7 @@ def ray_tune(setting: Setting, seed: int) -> Timing:
         time_attr="training_iteration",
         perturbation_interval=1,
         quantile_fraction=_FRACTION,
-        perturbation_factors=(1.25, 0.8),
+        perturbation_factors=(2.0, 0.5),
         hyperparam_mutations={
             "lr": tune.loguniform(*_LR),
             "momentum": tune.uniform(*_MOMENTUM),

@@ -90,16 +90,14 @@ def quality(
 
 
 def _quality_table(outcomes: Sequence[Outcome], methods: Sequence[str]) -> Table:
-    table = Table("data", "net", *methods, "Adam-HD, 1 run", "lr spread of PBT", box=None)
+    table = Table("data", "net", *methods, "lr spread of PBT", box=None)
     for case in CASES:
         cells = [_median_and_range(_tests(outcomes, case, name)) for name in methods]
-        low, high = case.reference
         spreads = [o.spread for o in outcomes if (o.case, o.method) == (case, "pbt")]
         table.add_row(
             str(case.dataset),
             case.net,
             *cells,
-            f"{low:.4f}" if low == high else f"{low:.4f} to {high:.4f}",
             f"{statistics.median(spreads):.0f} ({min(spreads):.1f} at least)" if spreads else "",
         )
     return table

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
+from optuna_ext.checkpoints._candidates import is_member
 from optuna_ext.lineage import Checkpoint
 from optuna_ext.lineage import parent_of
 from optuna_ext.lineage import resumed_from
@@ -55,7 +56,7 @@ def needed(trials: Sequence[FrozenTrial], *, best: set[int], now: datetime.datet
         may_be_retried = trial.state == TrialState.FAIL and trial.number not in retried
         if may_be_retried:
             newest.add(trial.number)
-        if _is_open(trial, now) or (may_be_retried and not _is_member(trial)):
+        if _is_open(trial, now) or (may_be_retried and not is_member(trial)):
             if Checkpoint.of(trial) is None:
                 awaited |= origins
         elif trial.state != TrialState.FAIL:
@@ -117,12 +118,8 @@ def _is_open(trial: FrozenTrial, now: datetime.datetime) -> bool:
 
 
 def _is_paused(trial: FrozenTrial, settled: Container[int | None]) -> bool:
-    is_alone = not _is_member(trial) and trial.number not in settled
+    is_alone = not is_member(trial) and trial.number not in settled
     return trial.state == TrialState.PRUNED and is_alone
-
-
-def _is_member(trial: FrozenTrial) -> bool:
-    return isinstance(trial.user_attrs.get("member"), int)
 
 
 def _is_sound(trial: FrozenTrial) -> bool:
@@ -136,7 +133,7 @@ def _last_of_members(trials: Sequence[FrozenTrial], now: datetime.datetime) -> s
     seen: dict[int, int] = {}
     current = set()
     for trial in reversed(trials):
-        if not _is_member(trial) or _is_open(trial, now) or not _is_sound(trial):
+        if not is_member(trial) or _is_open(trial, now) or not _is_sound(trial):
             continue
         member = trial.user_attrs["member"]
         seen[member] = seen.get(member, 0) + 1

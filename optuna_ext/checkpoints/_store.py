@@ -19,12 +19,13 @@ from typing import TYPE_CHECKING
 import uuid
 
 from optuna.artifacts.exceptions import ArtifactNotFound
+from optuna.study import StudyDirection
 
 from optuna_ext._checks import check_int
 from optuna_ext.checkpoints import _file
+from optuna_ext.checkpoints._candidates import candidates
 from optuna_ext.checkpoints._errors import CheckpointError
 from optuna_ext.checkpoints._errors import UnusableError
-from optuna_ext.checkpoints._origins import candidates
 from optuna_ext.checkpoints._places import open_place
 from optuna_ext.checkpoints._retention import best_trials
 from optuna_ext.checkpoints._retention import needed
@@ -150,7 +151,8 @@ class CheckpointStore:
 
         Of the trial's own checkpoints, its parent's, and those of the parent's parents, the newest
         one that is whole counts. When a trial has a parent and no checkpoint is whole, it fails;
-        when it has only lost its own, it starts once more.
+        when it has only lost its own, it starts once more. A member of a population goes on from
+        the best trial whose checkpoint is whole before it fails.
 
         Args:
             trial:
@@ -173,6 +175,7 @@ class CheckpointStore:
         """
         study = getattr(trial, "study", None)
         trials = [] if study is None else study.get_trials(deepcopy=False)
+        direction = StudyDirection.NOT_SET if study is None else study.directions[0]
         current = trials[trial.number] if trials else trial  # its own copy may be older
         start = f"trial-{uuid.uuid4().hex[:8]}" if study is None else _namespace(study)
         newest: Checkpoint | None = None
@@ -189,7 +192,7 @@ class CheckpointStore:
 
         run = Run(Things(things), keep, autosave=self._autosave)
         failures = []
-        for number, checkpoint in candidates(current, trials):
+        for number, checkpoint in candidates(current, trials, direction):
             try:
                 content = self._read(checkpoint)
             except UnusableError as error:

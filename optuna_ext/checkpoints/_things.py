@@ -123,9 +123,8 @@ class Things:
 
 def random_state(devices: list[torch.device]) -> dict[str, Any]:
     """Return the states of the random numbers of Python, NumPy and torch."""
-    version, numbers, gauss = random.getstate()
     return {
-        "python": (version, torch.tensor(numbers), gauss),  # 625 numbers, quicker so
+        "python": _packed(random.getstate()),
         "numpy": np.random.get_state(legacy=False),  # noqa: NPY002 - the user's code may use it
         "torch": torch.get_rng_state(),
         "devices": [_device_random(device).get_rng_state(*_index(device)) for device in devices],
@@ -134,13 +133,23 @@ def random_state(devices: list[torch.device]) -> dict[str, Any]:
 
 def set_random_state(state: Mapping[str, Any], devices: list[torch.device]) -> None:
     """Let random numbers go on from :func:`random_state`; another machine may lack devices."""
-    version, numbers, gauss = state["python"]
-    random.setstate((version, tuple(numbers.tolist()), gauss))
+    random.setstate(_unpacked(state["python"]))
     np.random.set_state(state["numpy"])  # noqa: NPY002
     torch.set_rng_state(state["torch"])
     for device, saved in zip(devices, state["devices"], strict=False):
         if saved.shape == (empty := _device_random(device).get_rng_state(*_index(device))).shape:
             _device_random(device).set_rng_state(saved.to(empty.device), *_index(device))
+
+
+def _packed(state: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Keep the 625 numbers of Python's generator as an array, which is pickled at once."""
+    version, numbers, gauss = state
+    return version, np.array(numbers, dtype=np.uint32), gauss
+
+
+def _unpacked(state: tuple[Any, ...]) -> tuple[Any, ...]:
+    version, numbers, gauss = state
+    return version, tuple(numbers.tolist()), gauss
 
 
 def _device_random(device: torch.device) -> Any:
@@ -183,7 +192,7 @@ def _state(thing: Any) -> Any:
     if isinstance(thing, np.random.Generator):
         return thing.bit_generator.state
     if isinstance(thing, random.Random):
-        return thing.getstate()
+        return _packed(thing.getstate())
     state = thing.state_dict()
     if isinstance(thing, nn.Module):
         return _renamed(state, _usual_names(thing))
@@ -197,7 +206,7 @@ def _set_state(thing: Any, state: Any) -> None:
     elif isinstance(thing, np.random.Generator):
         thing.bit_generator.state = state
     elif isinstance(thing, random.Random):
-        thing.setstate(state)
+        thing.setstate(_unpacked(state))
     elif isinstance(thing, nn.Module):
         back = {usual: actual for actual, usual in _usual_names(thing).items()}
         thing.load_state_dict(_renamed(state, back))

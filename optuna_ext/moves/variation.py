@@ -127,6 +127,8 @@ class Mutation:
         sign = 1.0 if rng.random() < 0.5 else -1.0
         if self.factor is not None and scale.positive:
             shift = scale.multiply(u, self.factor**sign) - u
+            if not 0.0 <= u + shift < 1.0:
+                shift = scale.multiply(u, self.factor**-sign) - u
             return _shift(u, shift or sign * self.smallest, snap)  # 0: lost in rounding
         step = self.smallest * (self.largest / self.smallest) ** rng.random()
         return _shift(u, sign * step, snap)

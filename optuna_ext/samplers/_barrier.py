@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 _logger = optuna.logging.get_logger(__name__)
 
 _FIRST_PAUSE, _LAST_PAUSE = 0.002, 1.0  # seconds
-_STALE_CHECK = 2.0  # seconds between two looks at the heartbeats
+_STALE_CHECK = 2.0  # seconds between two looks at the heartbeats and at the usual duration
 _SLOWEST = 10.0  # times the median interval: who takes longer must be dead
 _LONGEST = 3600.0  # seconds to wait for a first interval, of whose length nothing is known
 _SHORTEST = 60.0  # seconds, so that a hiccup costs nobody an interval
@@ -73,6 +73,7 @@ class Barrier:
         self._lost_after = lost_after
         self._start = self._checked = time.monotonic()
         self._pause = _FIRST_PAUSE
+        self._limit: float | None = None
         self.lost: set[int] = set()
 
     def wait(self, running: Sequence[FrozenTrial]) -> None:
@@ -95,7 +96,9 @@ class Barrier:
                 f"thread has asked for {numbers} without telling their values: tell each "
                 "generation before asking for the next, or use `synchronous=False`."
             )
-        limit = self._limit()
+        if self._limit is None:
+            self._limit = self._longest()
+        limit = self._limit
         late = [t for t in running if self._age(t) > limit]
         if late:
             self._give_up(late, f"it has been running for more than {limit:.0f} s")
@@ -104,6 +107,7 @@ class Barrier:
         self._pause = min(1.5 * self._pause, _LAST_PAUSE)
         if time.monotonic() - self._checked > _STALE_CHECK:
             _host.fail_stale_trials(self._study)
+            self._limit = self._longest()
             self._checked = time.monotonic()
 
     def _give_up(self, trials: Sequence[FrozenTrial], reason: str) -> None:
@@ -113,7 +117,8 @@ class Barrier:
             )
         self.lost.update(trial.number for trial in trials)
 
-    def _limit(self) -> float:
+    def _longest(self) -> float:
+        """Return for how many seconds a trial may run."""
         if self._lost_after is not None:
             return self._lost_after
         trials = _host.all_trials(self._study)

@@ -1,9 +1,7 @@
 from __future__ import annotations
 
-from collections.abc import Callable
 from collections.abc import Collection
 from collections.abc import Mapping
-from dataclasses import dataclass
 import threading
 from typing import Any
 from typing import TYPE_CHECKING
@@ -18,18 +16,18 @@ from optuna.trial import TrialState
 from optuna_ext._checks import check_int
 from optuna_ext.lineage import PARENT
 from optuna_ext.lineage import parent_of
-from optuna_ext.moves import population
 from optuna_ext.moves.population import Exploit
 from optuna_ext.moves.population import EXPLOITS
-from optuna_ext.moves.variation import Mutation
 from optuna_ext.samplers import _host
 from optuna_ext.samplers._barrier import Asked
 from optuna_ext.samplers._barrier import Barrier
 from optuna_ext.samplers._design import DesignSampler
 from optuna_ext.samplers._inheritance import best_params
 from optuna_ext.samplers._inheritance import fitted
-from optuna_ext.samplers._inheritance import perturbed
 from optuna_ext.samplers._parents import Parents
+from optuna_ext.samplers._plans import Explore
+from optuna_ext.samplers._plans import Plan
+from optuna_ext.samplers._plans import Planner
 from optuna_ext.samplers._slots import GENERATION
 from optuna_ext.samplers._slots import MEMBER
 from optuna_ext.samplers._slots import SlotTable
@@ -42,26 +40,9 @@ if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
     from optuna.trial import FrozenTrial
 
-Explore = Callable[[dict[str, Any], np.random.Generator], Mapping[str, Any]]
+    from optuna_ext.moves.variation import Mutation
 
 _logger = optuna.logging.get_logger(__name__)
-
-
-@dataclass(frozen=True)
-class _Plan:
-    """What a trial is to do.
-
-    Attributes:
-        parent: From whose weights it goes on; None for a newborn.
-        params: Its parameters, as far as they are inherited.
-        others: Gives the other ones.
-        is_relative: Whether ``others`` gives them together, not one by one.
-    """
-
-    parent: FrozenTrial | None
-    params: Mapping[str, Any]
-    others: BaseSampler
-    is_relative: bool
 
 
 class PopulationBasedTrainingSampler(BaseSampler):
@@ -133,7 +114,7 @@ class PopulationBasedTrainingSampler(BaseSampler):
             :mod:`optuna_ext.moves.population` with other settings, such as ``Truncation(0.25)``.
         explore:
             What becomes of parameters when they are copied. The default, :obj:`None`, multiplies
-            numbers above zero by 1.25 or by 0.8 and moves others by up to a quarter of their
+            numbers above zero by 2 or by 0.5 and moves others by up to a quarter of their
             range, in either case by one value at least and inside the range; choices in
             increasing order move to the next, others stay. A :class:`~optuna_ext.moves.Mutation`
             moves numbers in another way. A function is given the copied parameters and a NumPy
@@ -195,10 +176,6 @@ class PopulationBasedTrainingSampler(BaseSampler):
         self._population_size = check_int("population_size", population_size, low=2)
         self._first_trial = check_int("first_trial", first_trial)
         self._seed = None if seed is None else check_int("seed", seed)
-        if not 0.0 <= resample_probability <= 1.0:
-            raise ValueError(
-                f"`resample_probability` must be in [0, 1], but got {resample_probability}."
-            )
         if lost_after is not None and not lost_after > 0.0:
             raise ValueError(f"`lost_after` must be positive, but got {lost_after}.")
         self._parents = Parents(
@@ -206,27 +183,30 @@ class PopulationBasedTrainingSampler(BaseSampler):
             exploit=_exploit(exploit),
             burn_in=check_int("burn_in", burn_in),
         )
-        self._explore = _explore(explore)
-        self._resample_probability = resample_probability
-        self._architecture = _names("architecture", architecture)
         self._synchronous = bool(synchronous)
         self._lost_after = lost_after
-        self._founders: list[dict[str, Any]] = []
+        founders: list[dict[str, Any]] = []
         if isinstance(initial_population, Study):
-            self._founders = best_params(initial_population, self._population_size)
+            founders = best_params(initial_population, self._population_size)
             initial_population = None
         elif not isinstance(initial_population, BaseSampler | None):
             raise TypeError(
                 "`initial_population` must be an Optuna sampler or study, but got "
                 f"{initial_population!r}."
             )
-        self._initial = initial_population or SobolSampler(search_space=search_space, seed=seed)
+        self._planner = Planner(
+            initial=initial_population or SobolSampler(search_space=search_space, seed=seed),
+            founders=founders,
+            explore=explore,
+            resample_probability=resample_probability,
+            architecture=architecture,
+        )
         self._reset_caches()
 
     def _reset_caches(self) -> None:
         self._lock = threading.RLock()
         self._tables: _host.StudyCache[SlotTable] = _host.StudyCache()
-        self._plans: dict[tuple[int, int, int], _Plan] = {}  # of running trials
+        self._plans: dict[tuple[int, int, int], Plan] = {}  # of running trials
         self._asked = Asked()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -238,7 +218,7 @@ class PopulationBasedTrainingSampler(BaseSampler):
         self._reset_caches()
 
     def reseed_rng(self) -> None:
-        for sampler in self._samplers():
+        for sampler in self._planner.samplers():
             sampler.reseed_rng()
 
     def before_trial(self, study: Study, trial: FrozenTrial) -> None:
@@ -331,10 +311,6 @@ class PopulationBasedTrainingSampler(BaseSampler):
                     )
                 return
 
-    def _samplers(self) -> list[BaseSampler]:
-        explore = self._explore
-        return [self._initial, *([explore] if isinstance(explore, BaseSampler) else [])]
-
     def _read(self, study: Study) -> SlotTable:
         def make() -> SlotTable:
             return SlotTable(
@@ -379,7 +355,7 @@ class PopulationBasedTrainingSampler(BaseSampler):
     def _rng(self, study: Study, slot: int, purpose: int) -> np.random.Generator:
         return np.random.default_rng((_host.seed_of(study, self._seed), slot, purpose))
 
-    def _plan_of(self, study: Study, trial: FrozenTrial) -> _Plan:
+    def _plan_of(self, study: Study, trial: FrozenTrial) -> Plan:
         plan = self._plans.get(_host.trial_key(study, trial))
         if plan is not None:
             return plan
@@ -390,29 +366,13 @@ class PopulationBasedTrainingSampler(BaseSampler):
 
     def _plan(
         self, study: Study, table: SlotTable, slot: int | None, parent: FrozenTrial | None
-    ) -> _Plan:
+    ) -> Plan:
         """Return what a trial is to do; the same whenever it is asked again."""
         if slot is None or parent is None:
-            founder = {} if slot is None or slot >= len(self._founders) else self._founders[slot]
-            return _Plan(None, founder, self._initial, is_relative=True)
+            return self._planner.newborn(slot)
         if table.slot_of(parent.number) == slot - self._population_size:
-            return _Plan(parent, parent.params, self._initial, is_relative=False)
-        kept = {n: v for n, v in parent.params.items() if n in self._architecture}
-        if isinstance(self._explore, BaseSampler):
-            return _Plan(parent, kept, self._explore, is_relative=True)
-        rng = self._rng(study, slot, 1)
-        params: Mapping[str, Any]
-        if isinstance(self._explore, Mutation):
-            params = perturbed(
-                parent,
-                kept=self._architecture,
-                resample_probability=self._resample_probability,
-                mutation=self._explore,
-                rng=rng,
-            )
-        else:
-            params = self._explore(dict(parent.params), rng)
-        return _Plan(parent, {**parent.params, **params, **kept}, self._initial, is_relative=False)
+            return self._planner.as_before(parent)
+        return self._planner.takeover(parent, self._rng(study, slot, 1))
 
 
 def _parent_trial(table: SlotTable, trial: FrozenTrial) -> FrozenTrial | None:
@@ -428,19 +388,3 @@ def _exploit(exploit: str | Exploit) -> Exploit:
             f"`exploit` must be one of {tuple(EXPLOITS)} or an Exploit, but got {exploit!r}."
         )
     return EXPLOITS[exploit]()
-
-
-def _explore(explore: Mutation | Explore | BaseSampler | None) -> Mutation | Explore | BaseSampler:
-    if explore is None:
-        return population.PERTURB
-    if not isinstance(explore, Mutation | BaseSampler) and not callable(explore):
-        raise TypeError(
-            f"`explore` must be a Mutation, an Optuna sampler or a function, but got {explore!r}."
-        )
-    return explore
-
-
-def _names(argument: str, names: Collection[str]) -> frozenset[str]:
-    if isinstance(names, str) or not all(isinstance(name, str) for name in names):
-        raise TypeError(f"`{argument}` must be a collection of names, but got {names!r}.")
-    return frozenset(names)

@@ -179,6 +179,24 @@ def test_a_child_without_any_usable_checkpoint_fails_in_one_sentence(
         resume(store, child_of(study, 0))
 
 
+def test_a_member_whose_ancestors_are_gone_goes_on_from_the_best(
+    store: CheckpointStore, study: Study, tmp_path: Path
+) -> None:
+    """A population must not fail forever because of one file."""
+    for steps, value in ((3, 5.0), (2, 1.0), (1, 0.0), (4, float("inf"))):
+        trial = study.ask()
+        train(store, trial, steps=steps)
+        study.tell(trial, value)
+    damage(tmp_path / newest(study, 2).artifact, "cut")
+    child = child_of(study, 2)
+    with pytest.raises(CheckpointError, match="cannot go on from trial 2"):
+        resume(store, child)
+    child.set_user_attr("member", 0)
+    counter, run = resume(store, child)
+    assert (run.step, run.origin, counter.count) == (2, 1, 2)
+    assert study.trials[4].user_attrs["resumed"] == {"trial": 1, "step": 2}
+
+
 def test_a_parent_without_a_checkpoint_gives_way_to_the_grandparent(
     store: CheckpointStore, study: Study
 ) -> None:

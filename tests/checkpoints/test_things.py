@@ -116,6 +116,28 @@ def test_a_continued_training_is_the_uninterrupted_one(device: str, tmp_path: Pa
     assert_same(go_on(), expected)
 
 
+def test_the_states_of_random_numbers_come_back_bit_for_bit(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path)
+    dice = random.Random(7)
+    dice.gauss(0, 1)  # which keeps a second number for later
+
+    def states() -> list[Any]:
+        numpy_state = np.random.get_state(legacy=True)  # noqa: NPY002
+        others = [numpy_state[0], numpy_state[1].tolist(), *numpy_state[2:]]  # type: ignore[index]
+        return [random.getstate(), dice.getstate(), others, torch.get_rng_state().tolist()]
+
+    for seed in range(3):
+        random.seed(seed)
+        before = states()
+        trial = FixedTrial({})
+        store.resume(trial, dice=dice).save(seed)
+        for draw in (random.random, dice.random, np.random.normal, lambda: torch.rand(1)):
+            draw()
+        assert states() != before
+        store.resume(trial, dice=dice)
+        assert states() == before
+
+
 def test_a_fresh_object_takes_the_state_over(tmp_path: Path) -> None:
     store = CheckpointStore(tmp_path)
     trial = FixedTrial({})

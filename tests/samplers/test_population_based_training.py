@@ -118,7 +118,21 @@ def test_copied_parameters_change_as_they_should() -> None:
             assert trial.params["optimizer"] == parent.params["optimizer"]
             assert trial.params["batch_size"] != parent.params["batch_size"]
             factors.add(round(trial.params["lr"] / parent.params["lr"], 6))
-    assert factors == {1.25, 0.8}
+    assert factors == {2.0, 0.5}
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_population_does_not_collapse(seed: int) -> None:
+    """However narrow the optimum: somebody tries twice or half of what a donor goes on with."""
+
+    def needle(trial: optuna.Trial) -> float:
+        return abs(math.log(trial.suggest_float("lr", 1e-4, 1.0, log=True) / 0.01))
+
+    study = run(40 * P, needle, sampler=pbt(seed=seed, resample_probability=0.0))
+    for first in range(P, 40 * P, P):
+        rates = [trial.params["lr"] for trial in study.trials[first : first + P]]
+        assert max(rates) > 1.999 * min(rates)
+    assert study.best_value < 0.5
 
 
 def best_constant() -> float:

@@ -38,7 +38,6 @@ def test_quality_has_a_row_per_case() -> None:
     flags = ["--seeds", "1", "--members", "2", "--intervals", "2", "--method", "pbt"]
     output = _compare("quality", *flags)
     assert output.count("three-layer") == 3
-    assert "0.8240 to 0.8900" in output
     outcomes = json.loads(_compare("quality", *flags, "--json"))
     assert [outcome["case"]["dataset"] for outcome in outcomes] == [1, 1, 2, 2, 3, 3]
 
