@@ -208,7 +208,7 @@ def test_step_times_are_ratios(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("optimizer", ["Adam", "exponential", "additive, as there"])
 def test_a_case_of_auto_tune(optimizer: str) -> None:
-    case = Case(1, "three-layer", (0.9954, 0.9954))
+    case = Case(1, "three-layer")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         result = train_case(case, optimizer, 0, device=CPU)
