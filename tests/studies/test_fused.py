@@ -32,7 +32,7 @@ def trials(name: str) -> list[optuna.trial.FrozenTrial]:
 
 def test_the_same_values_as_one_by_one(capsys: pytest.CaptureFixture[str]) -> None:
     flags = ["--trials", "6", "--seed", "0"]
-    assert digits.main([*QUICK, *flags, "--workers", "4"]) == 0
+    assert digits.main([*QUICK, *flags, "--slots", "4"]) == 0
     said = capsys.readouterr()
     assert "model steps/s" in said.err
     assert "6/6 trials" in said.err
@@ -58,8 +58,12 @@ def test_mistakes(capsys: pytest.CaptureFixture[str]) -> None:
     assert boundaries.main([*QUICK, "--dataset", "7"]) == 2
     assert cats.main([*QUICK, "--data-dir", "."]) == 2
     assert cats.main([*QUICK, "--amp"]) == 2
+    assert digits.main([*QUICK, "--workers", "2"]) == 2
+    assert digits.main(["--slots", "4"]) == 2
     errors = capsys.readouterr().err.splitlines()
-    assert len(errors) == 3
+    assert len(errors) == 5
+    assert errors[3].endswith("--workers must not be given with --fused, whose flag is --slots")
+    assert errors[4].endswith("--slots needs --fused")
     assert all(line.startswith("error: ") for line in errors)
     assert not Path("runs").exists()
 
@@ -67,7 +71,7 @@ def test_mistakes(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.slow
 def test_a_killed_study_goes_on_and_ctrl_c_is_clean() -> None:
     command = [sys.executable, "-m", "studies.boundaries", *QUICK, "--study", "boundaries"]
-    command += ["--trials", "6", "--workers", "4", "--net", "logistic"]
+    command += ["--trials", "6", "--slots", "4", "--net", "logistic"]
     command += ["--epochs", "40"]
     for number in (signal.SIGINT, signal.SIGKILL):
         with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE) as process:
