@@ -306,9 +306,10 @@ class Population:
         self._forget(slot)
 
     def copy(self, source: int, target: int) -> None:
-        """Overwrite a member's parameters, buffers and optimizer state by another's.
+        """Overwrite a member's state dict and optimizer state by another's.
 
-        Its hyperparameters, its seed and its place in its schedule stay.
+        Its hyperparameters, those of its dropout layers as well, its seed and its place in its
+        schedule stay.
         """
         self._program.weights.copy(source, target)
         self._program.optimizers.copy(source, target)
