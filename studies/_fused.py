@@ -15,6 +15,8 @@ from typing import Annotated
 from typing import Any
 from typing import TYPE_CHECKING
 
+from filelock import FileLock
+from filelock import Timeout
 from optuna.study import Study
 from optuna.trial import FrozenTrial
 from optuna.trial import TrialState
@@ -48,6 +50,8 @@ def fused_study(module: ModuleType) -> Callable[..., int]:
         """Train many trials at once as one program."""
         if options.workers is not None:
             raise UserError("--workers must not be given with --fused, whose flag is --slots")
+        if options.ray is not None:
+            raise UserError("--ray must not be given with --fused, which is one process")
         plan = make_plan(options, objective, arguments=arguments, directions=objective.directions)
         if len(plan.devices) > 1:
             raise UserError("--device must be one device with --fused")
@@ -74,10 +78,24 @@ def _problem(module: ModuleType, given: Mapping[str, Any]) -> Problem:
     return fusion.problem(task, **settings)
 
 
-def _run(
-    plan: Plan,
+def _run(plan: Plan, job: Job, **settings: Any) -> bool:
+    """Train, unless another process does already: the checkpoint can be of one only."""
+    del plan
+    checkpoint = _checkpoint(job)
+    try:
+        with FileLock(f"{checkpoint}-lock", timeout=0):
+            return _train(job, checkpoint=checkpoint, **settings)
+    except Timeout:
+        raise UserError(
+            f"study {job.study!r} is being trained by another process with --fused: wait for it, "
+            "or start another study with --study"
+        ) from None
+
+
+def _train(
     job: Job,
     *,
+    checkpoint: Path,
     interrupt: Interrupt,
     progress: StudyProgress,
     problem: Problem,
@@ -90,7 +108,6 @@ def _run(
     del others
     study, _ = job.load(bulk_storage(connect(job.storage)))
     progress.follow(study)
-    checkpoint = _checkpoint(job)
     begun = [t for t in study.get_trials(deepcopy=False) if t.state != TrialState.WAITING]
     missing = job.trials - len(begun) + fused.interrupted(study, checkpoint)
     if missing < 1:

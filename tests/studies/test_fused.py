@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 
+from filelock import FileLock
 import optuna
 from optuna.trial import TrialState
 import pytest
@@ -54,14 +55,27 @@ def test_a_total_and_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert len(trials("boundaries")) == 5
 
 
+def test_one_process_per_study(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("runs").mkdir()
+    flags = [*QUICK, "--net", "logistic", "--study", "boundaries", "--trials", "2"]
+    with FileLock("runs/boundaries.fused.pt-lock"):
+        assert boundaries.main(flags) == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("error: study 'boundaries' is being trained by another process")
+    assert not trials("boundaries")
+    assert boundaries.main(flags) == 0
+    assert len(trials("boundaries")) == 2
+
+
 def test_mistakes(capsys: pytest.CaptureFixture[str]) -> None:
     assert boundaries.main([*QUICK, "--dataset", "7"]) == 2
     assert cats.main([*QUICK, "--data-dir", "."]) == 2
     assert cats.main([*QUICK, "--amp"]) == 2
     assert digits.main([*QUICK, "--workers", "2"]) == 2
     assert digits.main(["--slots", "4"]) == 2
+    assert digits.main([*QUICK, "--ray", "auto"]) == 2
     errors = capsys.readouterr().err.splitlines()
-    assert len(errors) == 5
+    assert len(errors) == 6
     assert errors[3].endswith("--workers must not be given with --fused, whose flag is --slots")
     assert errors[4].endswith("--slots needs --fused")
     assert all(line.startswith("error: ") for line in errors)
