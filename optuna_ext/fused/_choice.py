@@ -37,9 +37,8 @@ _STACK_WORK = 4096  # multiplications per row up to which the stack engine may w
 
 def make(name: str, program: Program) -> Engine:
     """Make an engine, with the layout in memory that it needs."""
-    engine = ENGINES[name](program)
     program.relayout(members_last=name == "stack")
-    return engine
+    return ENGINES[name](program)  # which may make matrices of the same layout
 
 
 def choose(wanted: str, program: Program, batch: Batch, *, tolerance: float) -> tuple[Engine, str]:
