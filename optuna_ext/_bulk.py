@@ -166,6 +166,7 @@ class BulkStorage(BaseStorage):
             for trial_id in gone:
                 del self._places[trial_id]
             self._own.difference_update(gone)
+            self._writer.lost.difference_update(gone)
 
     def set_study_user_attr(self, study_id: int, key: str, value: Any) -> None:
         self.backend.set_study_user_attr(study_id, key, value)

@@ -64,7 +64,7 @@ def study_command(
     module: ModuleType,
     *,
     data: Callable[[Mapping[str, Any]], str] | None = None,
-    instead: Mapping[str, Callable[[Options, Mapping[str, Any]], int]] | None = None,
+    instead: Mapping[str, Callable[..., int]] | None = None,
     charts: Mapping[str, Callable[[Study], go.Figure | None]] | None = None,
 ) -> Main:
     """Return the ``main`` of a study of one of our objectives.
@@ -76,18 +76,24 @@ def study_command(
         data: Names the data set for the objective's own arguments, so that missing data are
             noticed before a study is created.
         instead: Commands that run in place of a study when the flag of their name is given. They
-            take the shared flags and the objective's own; their docstring is the flag's help.
+            take the shared flags and the objective's own; their docstring is the flag's help, and
+            keywords of theirs are flags, too.
         charts: Charts of a study that has run, by name: each a page beside the study's figure and
             a panel of the dashboard.
     """
     objective = find_objective(f"{module.__name__}:objective")
     others = instead or {}
+    theirs = {name: _keywords(other) for name, other in others.items()}
 
     def command(**values: Any) -> int:
         options = take_options(values)
-        chosen = [other for name, other in others.items() if values.pop(name)]
-        if chosen:
-            return chosen[0](options, values)
+        chosen = [name for name in others if values.pop(name)][:1]
+        given = {
+            name: _taken(values, theirs[name], command=name, is_chosen=name in chosen)
+            for name in others
+        }
+        for name in chosen:
+            return others[name](options, values, **given[name])
         plan = make_plan(options, objective, arguments=values, directions=objective.directions)
         try:
             objective.rehearse(plan.job.arguments)
@@ -105,7 +111,8 @@ def study_command(
         return code
 
     flags = [_flag(name, help=inspect.getdoc(other)) for name, other in others.items()]
-    return as_main(command, [*_own_options(objective, module), *flags], name=objective.name)
+    more = [parameter for parameters in theirs.values() for parameter in parameters]
+    return as_main(command, [*_own_options(objective, module), *flags, *more], name=objective.name)
 
 
 def as_main(
@@ -260,6 +267,31 @@ def _own_options(objective: Objective, module: ModuleType) -> list[inspect.Param
             )
         )
     return parameters
+
+
+def _keywords(command: Callable[..., int]) -> list[inspect.Parameter]:
+    """Give the keywords of a command, as typer reads them."""
+    kinds = get_type_hints(command, include_extras=True)
+    return [
+        parameter.replace(annotation=kinds[name])
+        for name, parameter in inspect.signature(command).parameters.items()
+        if parameter.kind == inspect.Parameter.KEYWORD_ONLY
+    ]
+
+
+def _taken(
+    values: dict[str, Any],
+    keywords: Sequence[inspect.Parameter],
+    *,
+    command: str,
+    is_chosen: bool,
+) -> dict[str, Any]:
+    """Move the keywords of a command out of ``values``; those of others must not be given."""
+    taken = {keyword.name: values.pop(keyword.name) for keyword in keywords}
+    for keyword in keywords:
+        if not is_chosen and taken[keyword.name] != keyword.default:
+            raise UserError(f"--{keyword.name} needs --{command}")
+    return taken
 
 
 def _flag(name: str, *, help: str | None) -> inspect.Parameter:

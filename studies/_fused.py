@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from collections.abc import Mapping
-from dataclasses import replace
 from functools import partial
 import inspect
 from pathlib import Path
@@ -12,12 +11,16 @@ import re
 import signal
 import time
 from types import ModuleType
+from typing import Annotated
 from typing import Any
 from typing import TYPE_CHECKING
 
+from filelock import FileLock
+from filelock import Timeout
 from optuna.study import Study
 from optuna.trial import FrozenTrial
 from optuna.trial import TrialState
+import typer
 
 from optuna_ext import bulk_storage
 from studies._command import run_plan
@@ -36,22 +39,20 @@ from studies._progress import StudyProgress
 if TYPE_CHECKING:
     from optuna_ext.fused import Problem
 
-_SLOTS = 256
+_Slots = Annotated[int, typer.Option(help="Trials that train at once, with --fused.", min=1)]
 
 
-def fused_study(module: ModuleType) -> Callable[[Options, Mapping[str, Any]], int]:
+def fused_study(module: ModuleType) -> Callable[..., int]:
     """Return the command that trains the trials of one of our objectives together."""
     objective = find_objective(f"{module.__name__}:objective")
 
-    def command(options: Options, arguments: Mapping[str, Any]) -> int:
-        """Train many trials at once as one program; --workers says how many (256)."""
-        slots = options.workers or _SLOTS
-        plan = make_plan(
-            replace(options, workers=None),
-            objective,
-            arguments=arguments,
-            directions=objective.directions,
-        )
+    def command(options: Options, arguments: Mapping[str, Any], *, slots: _Slots = 256) -> int:
+        """Train many trials at once as one program."""
+        if options.workers is not None:
+            raise UserError("--workers must not be given with --fused, whose flag is --slots")
+        if options.ray is not None:
+            raise UserError("--ray must not be given with --fused, which is one process")
+        plan = make_plan(options, objective, arguments=arguments, directions=objective.directions)
         if len(plan.devices) > 1:
             raise UserError("--device must be one device with --fused")
         given: dict[str, Any] = {name: p.default for name, p in objective.keywords().items()}
@@ -77,10 +78,24 @@ def _problem(module: ModuleType, given: Mapping[str, Any]) -> Problem:
     return fusion.problem(task, **settings)
 
 
-def _run(
-    plan: Plan,
+def _run(plan: Plan, job: Job, **settings: Any) -> bool:
+    """Train, unless another process does already: the checkpoint can be of one only."""
+    del plan
+    checkpoint = _checkpoint(job)
+    try:
+        with FileLock(f"{checkpoint}-lock", timeout=0):
+            return _train(job, checkpoint=checkpoint, **settings)
+    except Timeout:
+        raise UserError(
+            f"study {job.study!r} is being trained by another process with --fused: wait for it, "
+            "or start another study with --study"
+        ) from None
+
+
+def _train(
     job: Job,
     *,
+    checkpoint: Path,
     interrupt: Interrupt,
     progress: StudyProgress,
     problem: Problem,
@@ -93,7 +108,6 @@ def _run(
     del others
     study, _ = job.load(bulk_storage(connect(job.storage)))
     progress.follow(study)
-    checkpoint = _checkpoint(job)
     begun = [t for t in study.get_trials(deepcopy=False) if t.state != TrialState.WAITING]
     missing = job.trials - len(begun) + fused.interrupted(study, checkpoint)
     if missing < 1:

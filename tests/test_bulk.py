@@ -388,6 +388,21 @@ class TestOtherProcesses:
             assert [trial.value for trial in theirs.trials] == [2.0, None, None]
             assert theirs.trials[1].state == TrialState.FAIL
 
+    def test_a_study_is_deleted_with_a_lost_trial(self, tmp_path: Path) -> None:
+        path = tmp_path / "study.db"
+        with opened(path) as storage:
+            study = new_study(storage)
+            other = optuna.create_study(storage=storage, study_name="other")
+            lost = study.ask()
+            with plain(path) as theirs:
+                theirs.tell(lost.number, 1.0)
+            lost.report(1.0, 1)
+            optuna.delete_study(study_name=study.study_name, storage=storage)
+            trial = other.ask()  # SQLite gives it the id of the one that is deleted
+            storage._read(storage._study(other._study_id))
+            assert trial._trial_id == lost._trial_id
+            assert trial._trial_id in storage._own
+
     def test_a_lost_trial_is_read_again(self, tmp_path: Path) -> None:
         path = tmp_path / "study.db"
         with opened(path, interval=0.01) as storage:

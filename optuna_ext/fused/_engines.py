@@ -9,14 +9,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from contextlib import contextmanager
-from contextlib import nullcontext
 from dataclasses import dataclass
-import hashlib
 import types
 from typing import Any
 from typing import ClassVar
@@ -31,7 +30,6 @@ from torch.func import vmap
 
 from optuna_ext.fused._feed import Batch
 from optuna_ext.fused._optimizers import Optimizers
-from optuna_ext.fused._weights import tensors
 from optuna_ext.fused._weights import Weights
 
 
@@ -129,11 +127,32 @@ class Engine:
         """Compute the losses ``(slots,)`` and the gradients ``(slots, P)`` of what is trained."""
         raise NotImplementedError
 
-    def step(self, batch: Batch) -> Tensor:
-        """Train every member that is not idle on its rows; return the losses ``(slots,)``."""
-        losses, gradients = self.gradients(batch)
-        self._program.optimizers.step(gradients, self._program.taken)
-        return losses
+    def train(self, batches: Iterable[Batch]) -> Tensor:
+        """Take a step per batch with every member that is not idle, and count it.
+
+        Returns:
+            The sums of the losses ``(slots,)``; anything in free slots.
+        """
+        p = self._program
+        total = p.weights.flat.new_zeros(len(p.models))
+        taken = self._mask(p.taken)
+        for batch in batches:
+            with _kept(p, batch.idle):
+                losses, gradients = self.gradients(batch)
+                p.optimizers.step(gradients, p.taken)
+            if batch.idle:
+                idle = self._mask(batch.idle)
+                losses = losses.masked_fill(idle.to(losses.device), 0)
+                p.steps += taken & ~idle
+            else:
+                p.steps += taken
+            total += losses
+        return total
+
+    def _mask(self, slots: Sequence[int]) -> Tensor:
+        mask = torch.zeros(len(self._program.models), dtype=torch.bool)
+        mask[[*slots]] = True
+        return mask
 
     def outputs(self, x: Tensor) -> Tensor:
         """Compute ``(slots, rows, ...)`` in evaluation mode; anything in free slots."""
@@ -240,6 +259,17 @@ class GradEngine(VmapEngine):
 
 
 @contextmanager
+def _kept(program: Program, slots: Sequence[int]) -> Iterator[None]:
+    """Put these slots back in the end."""
+    matrices = program.matrices() if slots else []
+    rows = torch.tensor(slots, device=program.weights.flat.device, dtype=torch.long)
+    saved = [matrix[rows] for matrix in matrices]
+    yield
+    for matrix, values in zip(matrices, saved, strict=True):
+        matrix[rows] = values
+
+
+@contextmanager
 def _quiet() -> Iterator[None]:
     """Let vmap fall back to a loop inside of an operation: the choice of the engine times it."""
     with warnings.catch_warnings():
@@ -257,146 +287,3 @@ def _joined(gradients: Sequence[Tensor | None], weights: Weights) -> Tensor:
         if gradient is None:  # torch's optimizers skip it, even its weight decay
             raise RuntimeError(f"the parameter {name!r} takes no part in the loss")
     return torch.cat([g.reshape(len(g), -1) for g in gradients if g is not None], 1)
-
-
-class LoopEngine(Engine):
-    """One member after another, by its own module and torch's fused optimizers."""
-
-    name = "loop"
-
-    def __init__(self, program: Program) -> None:
-        super().__init__(program)
-        self._bound: dict[int, _Bound] = {}
-        self._draws: bool | None = None  # from the generator of the process
-
-    def step(self, batch: Batch) -> Tensor:
-        losses = self._program.weights.flat.new_full((len(self._program.models),), torch.nan)
-        for slot in self._program.taken:
-            if slot not in batch.idle:
-                losses[slot], gradients = self._gradients(slot, *batch.of(slot))
-                self._bound_of(slot).update(gradients)
-        return losses
-
-    def gradients(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        p = self._program
-        losses = p.weights.flat.new_full((len(p.models),), torch.nan)
-        rows = torch.zeros_like(p.weights.flat)
-        for slot in p.taken:
-            if slot not in batch.idle:
-                losses[slot], gradients = self._gradients(slot, *batch.of(slot))
-                views = p.weights.member_views(rows[slot], slot)
-                for name, gradient in zip(p.weights.trained, gradients, strict=True):
-                    if gradient is not None:
-                        views[name].copy_(gradient)
-        return losses, rows[:, : p.weights.frozen.start]
-
-    def _gradients(
-        self, slot: int, x: Tensor, y: Tensor
-    ) -> tuple[Tensor, Sequence[Tensor | None]]:
-        p = self._program
-        bound = self._bound_of(slot).train()
-        hyper = {name: values[slot] for name, values in p.hyper.items()}
-        if self._draws is None:
-            self._draws = _draws(bound.model, x)
-            bound.attach()
-        with _seeded(p, slot, x.device) if self._draws else nullcontext(), p.autocast():
-            loss = p.mean_loss(bound.model(x), y, None, hyper)
-        gradients = torch.autograd.grad(loss, bound.trained, allow_unused=True)
-        bound.keep_buffers()
-        return loss.detach(), gradients
-
-    @torch.no_grad()
-    def outputs(self, x: Tensor) -> Tensor:
-        p = self._program
-        found: dict[int, Tensor] = {}
-        for slot in p.taken:
-            with p.autocast():
-                found[slot] = self._bound_of(slot).eval().model(x)
-        free = torch.full_like(next(iter(found.values())), torch.nan)
-        return torch.stack([found.get(slot, free) for slot in range(len(p.models))])
-
-    def forget(self, slot: int) -> None:
-        if slot in self._bound:
-            self._bound.pop(slot).detach()
-
-    def close(self) -> None:
-        for slot in [*self._bound]:
-            self.forget(slot)
-
-    def _bound_of(self, slot: int) -> _Bound:
-        if slot not in self._bound:
-            self._bound[slot] = _Bound(self._program, slot)
-        return self._bound[slot]
-
-
-class _Bound:
-    """A member's own module on the rows of a population."""
-
-    def __init__(self, program: Program, slot: int) -> None:
-        model = program.models[slot]
-        if model is None:
-            raise ValueError(f"slot must be taken, but {slot} is free.")
-        self.model = model
-        self._own = {name: tensor.detach() for name, tensor in tensors(model).items()}
-        self._tensors = program.weights.tensors_of(slot)
-        self._buffers = [name for name, _ in model.named_buffers()]
-        self.attach()
-        parameters = dict(model.named_parameters())
-        self.trained = [parameters[name] for name in program.weights.trained]
-        self.update = program.optimizers.updater(slot)
-
-    def attach(self) -> None:
-        """Put the rows in the place of the module's parameters and buffers."""
-        self._put(self._tensors)
-
-    def detach(self) -> None:
-        """Give the module its own tensors back, so that it does not keep the rows in memory."""
-        self._put(self._own)
-
-    def _put(self, given: Tensors) -> None:
-        for name, parameter in self.model.named_parameters():
-            parameter.data = given[name]
-        for name in self._buffers:
-            owner, _, leaf = name.rpartition(".")
-            setattr(self.model.get_submodule(owner), leaf, given[name])
-
-    def keep_buffers(self) -> None:
-        """Copy the buffers that the module has replaced instead of changing them."""
-        for name in self._buffers:
-            buffer = self.model.get_buffer(name)
-            if buffer is not self._tensors[name]:
-                self._tensors[name].copy_(buffer.detach())
-
-    def train(self) -> _Bound:
-        if not self.model.training:
-            self.model.train()
-        return self
-
-    def eval(self) -> _Bound:
-        if self.model.training:
-            self.model.eval()
-        return self
-
-
-@torch.no_grad()
-def _draws(model: nn.Module, x: Tensor) -> bool:
-    """Whether a network draws from the generator of the process; leaves both as they were."""
-    saved = [buffer.clone() for buffer in model.buffers()]
-    devices = [x.device] if x.is_cuda else []
-    with torch.random.fork_rng(devices):
-        before = torch.get_rng_state(), *(torch.cuda.get_rng_state(d) for d in devices)
-        model(x)
-        after = torch.get_rng_state(), *(torch.cuda.get_rng_state(d) for d in devices)
-    for buffer, value in zip(model.buffers(), saved, strict=True):
-        buffer.copy_(value)
-    return not all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
-
-
-@contextmanager
-def _seeded(program: Program, slot: int, device: torch.device) -> Iterator[None]:
-    """Make what a step draws from the generator of the process depend on its member alone."""
-    text = f"{program.seeds[slot]},{int(program.steps[slot])}"
-    digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(int.from_bytes(digest, "big", signed=True))
-        yield

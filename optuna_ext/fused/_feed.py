@@ -53,7 +53,7 @@ class Batch:
         rows = self.rows if self.shared else self.rows[slot]
         if self.live is not None:
             rows = rows[self.live[slot]]
-        return self.inputs[rows], self.targets[rows]
+        return _take(self.inputs, rows), _take(self.targets, rows)
 
 
 def _take(tensor: Tensor, rows: Tensor) -> Tensor:

@@ -82,19 +82,24 @@ class Group:
         for slot, training in zip(free, trainings, strict=False):
             self._admit(slot, training)
             if training.parent is not None:
-                self._inherit(slot, inherited[training.parent])
+                self._inherit(slot, training, inherited[training.parent])
 
     def _admit(self, slot: int, training: Training) -> None:
         self.slots[slot] = training
         for population, member in zip(self.populations, training.members, strict=True):
             population.admit(slot, member)
 
-    def _inherit(self, slot: int, states: States) -> None:
-        """Overwrite weights, buffers and optimizer state; seed and schedule start anew."""
+    def _inherit(self, slot: int, training: Training, states: States) -> None:
+        """Overwrite state dict and optimizer state; dropout, seed and schedule are its own."""
         for population, state in zip(self.populations, states, strict=True):
             own = population.state_of(slot)
-            names = ("model", "buffers", "optimizer")
-            population.load(slot, own | {name: state[name] for name in names})
+            if _shapes(own) != _shapes(state):
+                raise ValueError(
+                    f"parent must have a network of the same shapes, but trial "
+                    f"{training.trial.number} has parent {training.parent}, whose shapes differ."
+                )
+            inherited = {name: state[name] for name in ("model", "optimizer")}
+            population.load(slot, {**own, **inherited})
 
     def state_of(self, slot: int) -> list[dict[str, Any]]:
         """Return what a checkpoint needs, fold by fold."""
@@ -163,6 +168,10 @@ class Group:
         stacked = torch.stack([values[name].double() for values in found for name in names])
         table = stacked.view(len(found), len(names), -1).cpu()  # one copy from the device
         return {name: _means(table[:, column]) for column, name in enumerate(names)}
+
+
+def _shapes(state: Mapping[str, Any]) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in state["model"].items()}
 
 
 def _means(folds: Tensor) -> list[float]:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from collections.abc import Mapping
 from collections.abc import Sequence
 import copy
+import itertools
 from typing import Any
 
 import torch
@@ -215,43 +216,20 @@ class Population:
         )
         total = program.weights.flat.new_zeros(self.slots)
         before = program.steps.clone()
-        taken = self._mask(self.taken)
         for _ in range(passes):
-            for batch in batches(
+            steps = batches(
                 x,
                 y,
                 sizes=[member.batch_size if member else None for _, member in members],
                 generators=self._generators,
                 order=order,
-            ):
-                self._prepare(batch)
-                losses = self._step(batch)
-                if batch.idle:
-                    idle = self._mask(batch.idle)
-                    losses = losses.masked_fill(idle.to(losses.device), 0)
-                    program.steps += taken & ~idle
-                else:
-                    program.steps += taken
-                total += losses
+            )
+            first = next(steps)
+            total += self._prepared(first).train(itertools.chain([first], steps))
         for slot in self.taken:
             self._epochs[slot] += 1
-        steps = program.steps - before
-        return total / torch.where(steps > 0, steps, torch.nan).to(total)
-
-    def _mask(self, slots: Sequence[int]) -> Tensor:
-        mask = torch.zeros(self.slots, dtype=torch.bool)
-        mask[[*slots]] = True
-        return mask
-
-    def _step(self, batch: Batch) -> Tensor:
-        program = self._program
-        rest = torch.tensor(batch.idle, device=self._device, dtype=torch.long)
-        kept = program.matrices() if batch.idle else []
-        saved = [matrix[rest] for matrix in kept]
-        losses = self._running.step(batch)
-        for matrix, rows in zip(kept, saved, strict=True):
-            matrix[rest] = rows
-        return losses
+        taken = program.steps - before
+        return total / torch.where(taken > 0, taken, torch.nan).to(total)
 
     @property
     def _running(self) -> Engine:
@@ -260,7 +238,7 @@ class Population:
             "loop" if self._wanted == "auto" else self._wanted, self._program
         )
 
-    def _prepare(self, batch: Batch) -> None:
+    def _prepared(self, batch: Batch) -> Engine:
         """Choose the engine at the first step, and look at those who are new."""
         if self._engine is None:
             self._engine, self.reason = choose(
@@ -271,6 +249,7 @@ class Population:
             self._unchecked.clear()
             if self._engine.name != "loop":
                 self.check(new, batch.inputs[:_CHECKED])
+        return self._engine
 
     @torch.no_grad()
     def evaluate(
@@ -327,9 +306,10 @@ class Population:
         self._forget(slot)
 
     def copy(self, source: int, target: int) -> None:
-        """Overwrite a member's parameters, buffers and optimizer state by another's.
+        """Overwrite a member's state dict and optimizer state by another's.
 
-        Its hyperparameters, its seed and its place in its schedule stay.
+        Its hyperparameters, those of its dropout layers as well, its seed and its place in its
+        schedule stay.
         """
         self._program.weights.copy(source, target)
         self._program.optimizers.copy(source, target)

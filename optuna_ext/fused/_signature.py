@@ -49,6 +49,7 @@ _ROW_BY_ROW = (
     nn.AdaptiveAvgPool2d,
     nn.AdaptiveMaxPool2d,
 )
+_PADDED = 7, 256  # units of the layers that are padded
 _DEPTH = 12  # of containers in containers
 _OWN_STATE = {
     "_parameters",
@@ -64,10 +65,10 @@ def signature(member: Member, *, rowwise: bool = True) -> Hashable:
     """Say which members one program can train: those of equal signatures.
 
     Equal are the types of the modules, their code and plain Python attributes, the shapes and
-    types of parameters and buffers (plain stacks of ``Linear`` with ``ReLU`` or ``Tanh``: the
-    hidden widths only up to the next power of two), the kind of the optimizer with its parameter
-    groups, and the names of the hyperparameters. Where rows of a batch may meet, as in batch
-    normalization, so are the batch sizes; elsewhere only up to the next power of two.
+    types of parameters and buffers (plain stacks of ``Linear`` with ``ReLU`` or ``Tanh``: hidden
+    widths from 7 to 256 only up to the next power of two), the kind of the optimizer with its
+    parameter groups, and the names of the hyperparameters. Where rows of a batch may meet, as in
+    batch normalization, so are the batch sizes; elsewhere only up to the next power of two.
 
     The dropout layers of ``member.model`` are replaced by those of a population.
 
@@ -176,8 +177,9 @@ def padded_template(member: Member) -> tuple[nn.Module, Optimizer]:
 
 
 def _width(n: int) -> int:
-    # Padding a layer of 5 units to 8 would double the work of a network that is small anyway.
-    return n if n <= 6 else _next_power(n)
+    # Padding a layer of 5 units to 8 would double the work of a network that is small anyway, and
+    # of a wide one the work is all there is, which company does not make less.
+    return _next_power(n) if _PADDED[0] <= n <= _PADDED[1] else n
 
 
 def _next_power(n: int) -> int:

@@ -110,10 +110,13 @@ class Weights:
         self.write(slot, {name: state[key] for key, name in self._keys.items()} | dict(rest))
 
     def copy(self, source: int, target: int) -> None:
-        """Overwrite a member by another."""
+        """Overwrite what a member has learnt, its state dict, by another's.
+
+        Other buffers stay, such as its dropout rate.
+        """
         self.flat[target] = self.flat[source]
-        for buffer in self.buffers.values():
-            buffer[target] = buffer[source]
+        for name in self.buffers.keys() & self._keys.values():
+            self.buffers[name][target] = self.buffers[name][source]
         self._shapes[target] = self._shapes[source]
 
     def compact(self, keep: Sequence[int]) -> None:

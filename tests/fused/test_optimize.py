@@ -444,6 +444,40 @@ class TestParents:
                 value = losses(net(rows(70, seed=1)[0]), rows(70, seed=1)[1]).mean().item()
             assert trial.value == pytest.approx(value, rel=1e-12)
 
+    def test_children_have_dropout_of_their_own(self) -> None:
+        """A parent's rate must not take the place of what a sampler explores."""
+
+        def given(trial: BaseTrial) -> dict[str, Any]:
+            p = trial.suggest_categorical("p", [0.0, 0.5])
+            return {"p": p if trial.number < 3 else 0.5 - p, "lr": 0.1, "momentum": 0.0}
+
+        def net(hyperparameters: dict[str, Any]) -> nn.Module:
+            layers = nn.Linear(2, 8), nn.Dropout(hyperparameters["p"]), nn.Linear(8, 2)
+            return nn.Sequential(*layers).double()
+
+        seen: list[float] = []
+        about = problem(suggest=given, model=net, batch_size=None, seed=0, epochs=1)
+        trainer = fused.Trainer(about, slots=3, device="cpu", engine="vmap")
+        study = new_study(sampler=Inheriting(seed=0))
+        for _ in range(2):
+            trials = [study.ask() for _ in range(3)]
+            trainer.add(trials)
+            for fold in trainer.state_dict()["trials"]:
+                (rate,) = [v for k, v in fold["folds"][0]["buffers"].items() if "thresh" in k]
+                seen.append((int(rate) + 2**31) / 2**32)
+            for result in trainer.step():
+                study.tell(result.trial, result.final_value)
+        wanted = [given(optuna.trial.FixedTrial(t.params, number=t.number)) for t in study.trials]
+        assert seen == [w["p"] for w in wanted]
+        assert {*seen[:3]} == {*seen[3:]} == {0.0, 0.5}
+
+    def test_a_parent_of_another_shape(self) -> None:
+        def given(trial: BaseTrial) -> dict[str, Any]:
+            return {**self.given(trial), "units": 5 if trial.number < 3 else 6}
+
+        with pytest.raises(ValueError, match="parent must have a network of the same shapes"):
+            run(6, problem(suggest=given), slots=3, study=new_study(sampler=Inheriting()))
+
     def test_too_few_slots(self) -> None:
         with pytest.raises(ValueError, match="has parent .: use as many slots as the population"):
             run(9, problem(suggest=self.given), slots=1, study=new_study(sampler=Inheriting()))

@@ -275,6 +275,32 @@ def test_a_copy_goes_on_like_its_source(
     assert population.state_of(0)["optimizer"]["param_groups"][0]["lr"] == 0.5
 
 
+def test_a_copy_keeps_its_dropout_and_takes_running_statistics(points: Points) -> None:
+    x, y = points
+
+    def member(p: float, seed: int) -> Member:
+        model = nn.Sequential(
+            nn.Linear(2, 8), nn.BatchNorm1d(8), nn.Dropout(p), nn.Linear(8, 1)
+        ).double()
+        return Member(model=model, optimizer=SGD(model.parameters(), lr=0.1), seed=seed)
+
+    members = [member(0.0, 1), member(0.5, 2)]
+    population = Population(
+        members[0], slots=2, loss=binary_cross_entropy, device=x.device, engine="vmap"
+    )
+    for slot, own in enumerate(members):
+        population.admit(slot, own)
+    population.train_epoch(x, y)
+    before = population.state_of(1)["buffers"]
+    population.copy(0, 1)
+    torch.testing.assert_close(population.state_of(1)["buffers"], before, rtol=0, atol=0)
+    torch.testing.assert_close(
+        population.state_of(1)["model"], population.state_of(0)["model"], rtol=0, atol=0
+    )
+    losses = population.train_epoch(x, y)
+    assert losses[0] != losses[1]
+
+
 @pytest.mark.parametrize("engine", ENGINES)
 def test_members_go_on_after_the_others_have_left(
     engine: str, points: Points, mlp: Callable[..., nn.Sequential], alone: Callable[..., object]

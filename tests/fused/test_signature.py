@@ -135,6 +135,16 @@ def test_optimizers() -> None:
     assert signature(member(SGD, lr=0.1)) != signature(Member(model=model, optimizer=groups))
 
 
+def test_only_layers_of_moderate_width_are_padded() -> None:
+    def of(width: int) -> object:
+        return signature(_member(_mlp(2, width, 1)))
+
+    assert of(5) != of(6)
+    assert of(7) == of(8)
+    assert of(200) == of(256)
+    assert of(257) != of(300)
+
+
 def test_without_eps_widths_are_not_padded() -> None:
     def member(width: int, eps: float) -> Member:
         model = _mlp(2, width, 1)

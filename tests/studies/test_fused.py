@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 
+from filelock import FileLock
 import optuna
 from optuna.trial import TrialState
 import pytest
@@ -32,7 +33,7 @@ def trials(name: str) -> list[optuna.trial.FrozenTrial]:
 
 def test_the_same_values_as_one_by_one(capsys: pytest.CaptureFixture[str]) -> None:
     flags = ["--trials", "6", "--seed", "0"]
-    assert digits.main([*QUICK, *flags, "--workers", "4"]) == 0
+    assert digits.main([*QUICK, *flags, "--slots", "4"]) == 0
     said = capsys.readouterr()
     assert "model steps/s" in said.err
     assert "6/6 trials" in said.err
@@ -54,12 +55,29 @@ def test_a_total_and_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert len(trials("boundaries")) == 5
 
 
+def test_one_process_per_study(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("runs").mkdir()
+    flags = [*QUICK, "--net", "logistic", "--study", "boundaries", "--trials", "2"]
+    with FileLock("runs/boundaries.fused.pt-lock"):
+        assert boundaries.main(flags) == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("error: study 'boundaries' is being trained by another process")
+    assert not trials("boundaries")
+    assert boundaries.main(flags) == 0
+    assert len(trials("boundaries")) == 2
+
+
 def test_mistakes(capsys: pytest.CaptureFixture[str]) -> None:
     assert boundaries.main([*QUICK, "--dataset", "7"]) == 2
     assert cats.main([*QUICK, "--data-dir", "."]) == 2
     assert cats.main([*QUICK, "--amp"]) == 2
+    assert digits.main([*QUICK, "--workers", "2"]) == 2
+    assert digits.main(["--slots", "4"]) == 2
+    assert digits.main([*QUICK, "--ray", "auto"]) == 2
     errors = capsys.readouterr().err.splitlines()
-    assert len(errors) == 3
+    assert len(errors) == 6
+    assert errors[3].endswith("--workers must not be given with --fused, whose flag is --slots")
+    assert errors[4].endswith("--slots needs --fused")
     assert all(line.startswith("error: ") for line in errors)
     assert not Path("runs").exists()
 
@@ -67,7 +85,7 @@ def test_mistakes(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.slow
 def test_a_killed_study_goes_on_and_ctrl_c_is_clean() -> None:
     command = [sys.executable, "-m", "studies.boundaries", *QUICK, "--study", "boundaries"]
-    command += ["--trials", "6", "--workers", "4", "--net", "logistic"]
+    command += ["--trials", "6", "--slots", "4", "--net", "logistic"]
     command += ["--epochs", "40"]
     for number in (signal.SIGINT, signal.SIGKILL):
         with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE) as process:
