@@ -1,4 +1,4 @@
-"""Optuna samplers, storage and studies for people who train PyTorch models.
+"""Optuna for people who train PyTorch models.
 
 Public names are loaded when they are first used: ``import optuna_ext`` imports neither torch nor
 scipy.
