@@ -25,8 +25,15 @@ if TYPE_CHECKING:
     from tests.studies.conftest import Toy
 
 
+def _is_at_work(trial: FrozenTrial) -> bool:
+    """Whether it has begun, has its process's name, and has stored its parameter."""
+    return (
+        trial.state == TrialState.RUNNING and "process" in trial.user_attrs and "x" in trial.params
+    )
+
+
 def _is_running(trials: list[FrozenTrial]) -> bool:
-    return any(t.state == TrialState.RUNNING and "process" in t.user_attrs for t in trials)
+    return any(_is_at_work(trial) for trial in trials)
 
 
 def _has_one_done_and_one_running(trials: list[FrozenTrial]) -> bool:
@@ -177,9 +184,7 @@ def test_two_terminals_share_one_total(toy: Toy) -> None:
 def test_a_killed_worker_is_started_again(toy: Toy) -> None:
     process = toy.start("--trials", 16, "--workers", 2, "--arg", "pause=1", "--json")
     trials = toy.wait_for(_has_one_done_and_one_running)
-    pid = int(
-        next(t for t in trials if t.state == TrialState.RUNNING).user_attrs["process"].split()[1]
-    )
+    pid = int(next(t for t in trials if _is_at_work(t)).user_attrs["process"].split()[1])
     os.kill(pid, signal.SIGKILL)
     out, err = process.communicate(timeout=90)
     assert process.returncode == 0
