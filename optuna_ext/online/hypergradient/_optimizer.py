@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from collections.abc import Iterator
 from collections.abc import Sequence
 import math
 import sys
@@ -152,20 +153,28 @@ class HypergradientOptimizer(Optimizer):
         return max(lr + change, 0.0) if math.isfinite(change) else lr
 
     def _products(self, group: dict[str, Any], params: list[Tensor]) -> tuple[float, float, float]:
-        """Return ``<g, u>``, ``<g, g>`` and ``<u, u>`` over the parameters moved last time."""
+        """Return ``<g, u>``, ``<g, g>`` and ``<u, u>`` over the parameters moved last time.
+
+        The squares are left out where the rule does not ask for them.
+        """
         moved = [p for p in params if "direction" in self.state[p]]
         if not moved or group["hyper_lr"] == 0:
             return 0.0, 0.0, 0.0
         gs = _flat(self._gradients(group, moved, gradients_of(moved)))
         us = _flat([self.state[p]["direction"] for p in moved])
-        total = [0.0, 0.0, 0.0]
-        for device in {g.device for g in gs}:
-            pairs = [(g, u) for g, u in zip(gs, us, strict=True) if g.device == device]
-            if device.type != "cpu":  # three launches instead of three for every tensor
-                pairs = [(torch.cat([g for g, _ in pairs]), torch.cat([u for _, u in pairs]))]
-            dots = torch.stack([torch.stack([g.dot(u), g.dot(g), u.dot(u)]) for g, u in pairs])
-            total = [a + b for a, b in zip(total, dots.sum(0).tolist(), strict=True)]
-        return total[0], total[1], total[2]
+        with_squares = group["rule"] != "additive"
+        gu, gg, uu = 0.0, 0.0, 0.0
+        for g, u in _pairs(gs, us):
+            dots = [g.dot(u), g.dot(g), u.dot(u)] if with_squares else [g.dot(u)]
+            if g.is_cpu:
+                numbers = [dot.item() for dot in dots]
+            else:  # wait for the device once
+                numbers = torch.stack(dots).tolist()
+            gu += numbers[0]
+            if with_squares:
+                gg += numbers[1]
+                uu += numbers[2]
+        return gu, gg, uu
 
 
 def _factor(group: dict[str, Any], cosine: float) -> float:
@@ -190,6 +199,16 @@ def gradients_of(params: Sequence[Tensor]) -> list[Tensor]:
 def real(tensors: Sequence[Tensor]) -> list[Tensor]:
     """Return complex tensors as real ones with a dimension more, others as they are."""
     return [torch.view_as_real(x) if x.is_complex() else x for x in tensors]
+
+
+def _pairs(gs: list[Tensor], us: list[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the vectors, those of a device other than the CPU as one: it is slow to be asked."""
+    for device in {g.device for g in gs}:
+        pairs = [(g, u) for g, u in zip(gs, us, strict=True) if g.device == device]
+        if device.type == "cpu":
+            yield from pairs
+        else:
+            yield torch.cat([g for g, _ in pairs]), torch.cat([u for _, u in pairs])
 
 
 def _flat(tensors: Sequence[Tensor]) -> list[Tensor]:

@@ -137,8 +137,7 @@ class HypergradientSGD(HypergradientOptimizer):
         """Do what torch's foreach implementation does, in its order."""
         momentum, nesterov = group["momentum"], group["nesterov"]
         states = [self.state[p] for p in params]
-        grads = gradients_of(params)
-        us = self._gradients(group, params, grads)
+        us = self._gradients(group, params, gradients_of(params))
         if momentum != 0:
             buffers = [state["momentum_buffer"] for state in states]
             if is_first:
@@ -150,11 +149,7 @@ class HypergradientSGD(HypergradientOptimizer):
         torch._foreach_add_(params, us, alpha=-group["lr"])
         if group["hyper_lr"] == 0:
             return
-        if momentum != 0 and not nesterov:
-            for state in states:
-                state["direction"] = state["momentum_buffer"]
-        else:
-            for p, state in zip(params, states, strict=True):
-                if "direction" not in state:
-                    state["direction"] = torch.empty_like(p)
-            torch._foreach_copy_([state["direction"] for state in states], us)
+        if any(u is p.grad for u, p in zip(us, params, strict=True)):  # not ours to keep
+            us = list(torch._foreach_mul(us, 1))
+        for state, u in zip(states, us, strict=True):
+            state["direction"] = u
