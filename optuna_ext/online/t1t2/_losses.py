@@ -59,6 +59,12 @@ class TrainingLoss(nn.Module):
                 stack.enter_context(hyperparameter.perturb(self.model, value, self._generator))
             return self._loss(self.model, batch, values)
 
+    def without_traces(self, batch: Batch, values: Mapping[str, Tensor]) -> Tensor:
+        """Return the loss of a batch, but leave running statistics and such as they are."""
+        copies = {name: buffer.clone() for name, buffer in self.named_buffers()}
+        loss: Tensor = functional_call(self, copies, (batch, values))
+        return loss
+
     def in_graph(
         self, batch: Batch, values: Mapping[str, Tensor], params: Mapping[str, Tensor]
     ) -> tuple[Tensor, dict[str, Tensor]]:
@@ -90,12 +96,15 @@ class ValidationLoss:
         self._model = model
         self._loss = loss or (lambda model, batch: _cross_entropy(model, batch, {}))
 
-    def gradients(self, batch: Batch, params: Iterable[Tensor]) -> dict[Tensor, Tensor]:
+    def gradients(
+        self, batch: Batch, params: Iterable[Tensor], *, autocast: torch.autocast
+    ) -> dict[Tensor, Tensor]:
         """Return the gradients by the parameters that the loss of a batch depends on."""
         modes = {module: module.training for module in self._model.modules()}
         self._model.eval()
         try:
-            loss = self._loss(self._model, batch)
+            with autocast:
+                loss = self._loss(self._model, batch)
             params = list(params)
             found = torch.autograd.grad(loss, params, allow_unused=True)
         finally:

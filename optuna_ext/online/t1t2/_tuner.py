@@ -271,23 +271,30 @@ class T1T2:
                 self._generator.set_state(noise)
                 with torch.random.fork_rng(), self._autocast():
                     _, gradients = self._loss.in_graph(batch, self._values, stand_ins)
-        if in_graph:
-            self._lookback.keep({self._params[name]: g for name, g in gradients.items()})
-        self._decay()
+        rates = self._decay()
+        if self._watching:
+            found: dict[Tensor, Tensor] = {}
+            if in_graph:
+                found |= {self._params[name]: g for name, g in gradients.items()}
+            self._lookback.keep(found, rates)
         return loss.detach()
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self._device.type, torch.bfloat16, enabled=self._amp)
 
     @torch.no_grad()
-    def _decay(self) -> None:
+    def _decay(self) -> dict[Tensor, float]:
+        """Return the learning rate of each parameter that L2 has decayed."""
+        rates: dict[Tensor, float] = {}
         for p, name in self._decayed.items():
             if p.grad is None:
                 continue
+            rates[p] = float(self._groups[p]["lr"])
             if is_decoupled(self.optimizer):
-                p.mul_(1 - float(self._groups[p]["lr"]) * self._numbers[name])
+                p.mul_(1 - rates[p] * self._numbers[name])
             else:
                 p.grad.add_(p, alpha=self._numbers[name])
+        return rates
 
     def update(self, valid_batch: Batch | None = None) -> None:
         """Take note of the optimizer's step and, if it is due, move the hyperparameters.
@@ -313,12 +320,13 @@ class T1T2:
         self.n_steps += 1
 
     def _tune(self, valid_batch: Batch) -> None:
-        with self._autocast():
-            v = self._valid_loss.gradients(valid_batch, self._params.values())
+        v = self._valid_loss.gradients(
+            valid_batch, self._params.values(), autocast=self._autocast()
+        )
         pairs = self._lookback.pairs(v, self._values)
         pairs = [(output, weight) for output, weight in pairs if output.requires_grad]
         raws = self._hyper.raws
-        found = torch.autograd.grad(
+        found: Sequence[Tensor | None] = torch.autograd.grad(
             [output for output, _ in pairs],
             list(raws.values()),
             [weight.to(output.dtype) for output, weight in pairs],
@@ -326,9 +334,10 @@ class T1T2:
         )
         gradients: dict[str, Tensor] = {}
         for name, gradient in zip(raws, found, strict=True):
-            if gradient is None:
+            if gradient is None and not self.hypergradients:
                 raise _unused(name, "gradient of the training loss")
-            gradients[name] = gradient
+            # Later on it may be a layer that a batch has passed by.
+            gradients[name] = torch.zeros_like(raws[name]) if gradient is None else gradient
         self.hypergradients = {name: gradient.item() for name, gradient in gradients.items()}
         self._hyper.step(gradients)
         self._take_values()
@@ -340,7 +349,7 @@ class T1T2:
         state = self._generator.get_state()
         raws = {h.name: self._hyper.raws[h.name] for h in self._in_loss}
         with torch.random.fork_rng():
-            loss = self._loss(batch, self._hyper.values())
+            loss = self._loss.without_traces(batch, self._hyper.values())
         self._generator.set_state(state)
         if not loss.requires_grad:
             raise ValueError("The training loss does not depend on the model's parameters.")
