@@ -16,6 +16,7 @@ ROWS = torch.arange(20.0).reshape(10, 2)
 def test_disjoint_splits_pass() -> None:
     data = TensorDataset(ROWS)
     check_disjoint(t1=ROWS[:4], t2=ROWS[4:6], test=ROWS[6:])
+    check_disjoint(t2=ROWS, valid=ROWS[:0])
     check_disjoint(t2=Subset(data, [0, 1]), test=Subset(data, [2, 3]))
     check_disjoint(t2=[0, 1], test=range(2, 5))
 
