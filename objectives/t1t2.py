@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 import math
 import os
+from pathlib import Path
 from typing import Any
 from typing import Literal
 from typing import TYPE_CHECKING
@@ -86,10 +87,11 @@ def objective(
     data_dir: str | os.PathLike[str] | None = None,
     seed: int = 0,
     amp: bool = False,
+    artifacts: str | None = None,
 ) -> float:
     """Train a multilayer perceptron by Adam while T1-T2 tunes L2 and input noise.
 
-    The values of all steps are kept with the trial; ``optuna_ext.online.recorded`` returns them.
+    What was tuned is kept with the trial; ``optuna_ext.online.recorded`` returns it.
 
     Args:
         trial:
@@ -109,17 +111,23 @@ def objective(
             Fixes first weights, order of the images and noise.
         amp:
             Whether to compute what only tuning needs in bfloat16.
+        artifacts:
+            A directory for the values of all steps, one file per trial; ``None`` keeps at most
+            200 changes of them, with the trial.
 
     Returns:
         The accuracy on 5,000 validation images; NaN if the training diverged.
 
     Raises:
         ValueError: If there is no such ``net``, or ``width`` is not positive.
+        OSError: If ``artifacts`` cannot be a directory.
     """
     from objectives.training import resolve_device
     from optuna_ext import online
 
     hidden = hidden_units(net, width)
+    if artifacts is not None:
+        Path(artifacts).mkdir(parents=True, exist_ok=True)
     start = {name: suggest(trial, SPACE, name) for name in ("l2", "input_noise")}
     every = suggest(trial, SPACE, "every")
     splits = load_splits(device=resolve_device(device), data_dir=data_dir, with_valid=True)
@@ -133,7 +141,7 @@ def objective(
             if epoch < epochs and trial.should_prune():
                 raise optuna.TrialPruned(f"Pruned after epoch {epoch} of {epochs}.")
     finally:
-        online.record(trial, tuner)
+        online.record(trial, tuner, place=artifacts)
     trial.set_user_attr("test_accuracy", 1 - error(model, splits.test))
     return accuracy
 

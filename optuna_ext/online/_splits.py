@@ -64,6 +64,8 @@ def _keys(rows: Rows) -> Sequence[int]:
     if isinstance(rows, Subset):
         return rows.indices
     if isinstance(rows, torch.Tensor):
+        if len(rows) == 0:
+            return []
         flat = rows.detach().reshape(len(rows), -1).contiguous().cpu()
         return [hash(row.tobytes()) for row in flat.view(torch.uint8).numpy()]
     return rows

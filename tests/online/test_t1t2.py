@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 from torch.optim import SGD
 
 from optuna_ext import HypergradientAdam
+from optuna_ext import HypergradientAdamW
 from optuna_ext import Schedule
 from optuna_ext import T1T2
 from optuna_ext.online.t1t2 import Dropout
@@ -161,6 +162,74 @@ def test_our_own_optimizers_are_known_too() -> None:
             tuner.step(batch, VALID)
         found.append(tuner.hypergradients)
     assert found[0] == pytest.approx(found[1], rel=1e-9)
+
+
+def test_decay_beside_the_gradient_is_by_the_rate_it_was_made_with() -> None:
+    """The optimizer sets another rate before its own part of the step."""
+    net = make_net()
+    optimizer = HypergradientAdamW(net.parameters(), 0.01, weight_decay=0.0)
+    tuner = T1T2(net, optimizer, [L2(init=0.5, high=1.0)], n_steps=8, every=2)
+    tuner.step(BATCHES[0])
+    rate = optimizer.param_groups[0]["lr"]
+    weights = [p for p in net.parameters() if p.dim() == 2]
+    before = [p.detach().clone() for p in weights]
+    tuner.backward(BATCHES[1])
+    optimizer.step()
+    assert optimizer.param_groups[0]["lr"] != rate
+    v = torch.autograd.grad(F.cross_entropy(net(VALID[0]), VALID[1]), weights)
+    tuner.update(VALID)
+    slope = -rate * 0.5 * sum((a * b).sum().item() for a, b in zip(v, before, strict=True))
+    assert tuner.hypergradients["l2"] == pytest.approx(slope, rel=1e-9)
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "adamw"])
+@pytest.mark.parametrize("options", [{}, {"trace": 0.9}, {"unroll": 2}])
+def test_a_layer_that_a_batch_passes_by_stays(optimizer: str, options: dict[str, Any]) -> None:
+    class Branches(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.a, self.b = nn.Linear(5, 3), nn.Linear(5, 3)
+            self.skips = False
+
+        def forward(self, x: Tensor) -> Tensor:
+            a: Tensor = self.a(x)
+            return a if self.skips else a + self.b(x)
+
+    def validate(model: nn.Module, batch: Batch) -> Tensor:
+        model.skips = False  # type: ignore[assignment]
+        return F.cross_entropy(model(batch[0]), batch[1])
+
+    net = Branches().double()
+    tuner = T1T2(
+        net,
+        OPTIMIZERS[optimizer](net.parameters()),
+        [L2(per_layer=True)],
+        n_steps=8,
+        every=2,
+        valid_loss=validate,
+        **options,
+    )
+    for batch in BATCHES[:2]:
+        tuner.step(batch, VALID)
+    assert tuner.hypergradients["l2/b"] != 0
+    weight = net.b.weight.detach().clone()
+    for batch in BATCHES[2:4]:
+        net.skips = True
+        tuner.step(batch, VALID)
+    assert torch.equal(net.b.weight, weight)
+    if "trace" not in options:
+        assert tuner.hypergradients["l2/b"] == 0
+    assert tuner.hypergradients["l2/a"] != 0
+    assert tuner.n_skipped == 0
+
+
+def test_a_look_at_the_loss_leaves_running_statistics_alone() -> None:
+    net = nn.Sequential(nn.BatchNorm1d(5), nn.Linear(5, 3)).double()
+    tuner = T1T2(net, SGD(net.parameters(), 0.1), [InputNoise()], n_steps=2, every=2)
+    for batch in BATCHES[:2]:
+        tuner.step(batch, VALID)
+    assert net[0].num_batches_tracked == 2
 
 
 def test_weight_decay_of_the_optimizer_is_part_of_the_step() -> None:

@@ -107,27 +107,29 @@ class HypergradientAdam(HypergradientOptimizer):
         )
 
     def _descend(self, group: dict[str, Any], params: list[Tensor]) -> None:
-        for p in params:
-            if "step" not in self.state[p]:
-                self._begin(group, p)
-            self.state[p]["step"] += 1
+        states = [self.state[p] for p in params]
+        for state, p in zip(states, params, strict=True):
+            if "step" not in state:
+                state["step"] = torch.tensor(0.0)
+                state["exp_avg"] = torch.zeros_like(p)
+                state["exp_avg_sq"] = torch.zeros_like(p)
+                if group["amsgrad"]:
+                    state["max_exp_avg_sq"] = torch.zeros_like(p)
+            if group["hyper_lr"] != 0 and "direction" not in state:
+                state["direction"] = torch.empty_like(p)
+        torch._foreach_add_([state["step"] for state in states], 1)
         # One bias correction for many: nearly always all have made as many steps.
-        counts = [self.state[p]["step"].item() for p in params]
+        counts = [state["step"].item() for state in states]
         for count in set(counts):
             some = [p for p, c in zip(params, counts, strict=True) if c == count]
             self._step(group, some, count)
 
-    def _begin(self, group: dict[str, Any], p: Tensor) -> None:
-        self.state[p]["step"] = torch.tensor(0.0)
-        for name in ("exp_avg", "exp_avg_sq", "max_exp_avg_sq"):
-            if name != "max_exp_avg_sq" or group["amsgrad"]:
-                self.state[p][name] = torch.zeros_like(p)
-
     def _step(self, group: dict[str, Any], params: list[Tensor], count: float) -> None:
-        """Do what torch's foreach implementation does, in its order."""
+        """Do what torch's foreach implementation does; without hyper step in its order."""
         states = [self.state[p] for p in params]
         means, squares = (real([s[name] for s in states]) for name in ("exp_avg", "exp_avg_sq"))
-        grads = self._gradients(group, real(params), real(gradients_of(params)))
+        params, grads = real(params), real(gradients_of(params))
+        grads = self._gradients(group, params, grads)
         beta1, beta2 = group["betas"]
         torch._foreach_lerp_(means, grads, 1 - beta1)
         torch._foreach_mul_(squares, beta2)
@@ -136,31 +138,26 @@ class HypergradientAdam(HypergradientOptimizer):
             largest = real([state["max_exp_avg_sq"] for state in states])
             torch._foreach_maximum_(largest, squares)
             squares = largest
-        correction1, correction2 = 1 - beta1**count, 1 - beta2**count
-        denominators = list(torch._foreach_sqrt(squares))
-        torch._foreach_div_(denominators, [correction2**0.5] * len(params))
-        torch._foreach_add_(denominators, group["eps"])
-        step_sizes = [group["lr"] / correction1 * -1] * len(params)
-        torch._foreach_addcdiv_(real(params), means, denominators, step_sizes)
-        if group["hyper_lr"] != 0:
-            us = self._directions(group, params, means, denominators, correction1)
-            for state, u in zip(states, us, strict=True):
-                state["direction"] = u
-
-    def _directions(
-        self,
-        group: dict[str, Any],
-        params: list[Tensor],
-        means: list[Tensor],
-        denominators: list[Tensor],
-        correction: float,
-    ) -> list[Tensor]:
-        """Return ``u`` in place of the denominators, while all of it is in the cache."""
-        for mean, denominator in zip(means, denominators, strict=True):
-            torch.div(mean, denominator, out=denominator)
-        if correction != 1:  # in the first 350 steps
-            torch._foreach_div_(denominators, correction)
-        return denominators
+        correction1, correction2 = 1 - beta1**count, (1 - beta2**count) ** 0.5
+        decay = 0.0 if self._decays_coupled else group["weight_decay"]
+        below = list(torch._foreach_sqrt(squares))
+        if group["hyper_lr"] == 0:
+            if decay != 0:
+                torch._foreach_mul_(params, 1 - group["lr"] * decay)
+            torch._foreach_div_(below, [correction2] * len(below))
+            torch._foreach_add_(below, group["eps"])
+            scales = [group["lr"] / correction1 * -1] * len(below)
+            torch._foreach_addcdiv_(params, means, below, scales)
+            return
+        torch._foreach_add_(below, group["eps"] * correction2)
+        us = real([state["direction"] for state in states])
+        if decay == 0:
+            torch._foreach_zero_(us)
+        else:
+            torch._foreach_copy_(us, params)
+            torch._foreach_mul_(us, decay)
+        torch._foreach_addcdiv_(us, means, below, [correction2 / correction1] * len(us))
+        torch._foreach_add_(params, us, alpha=-group["lr"])
 
 
 class HypergradientAdamW(HypergradientAdam):
@@ -226,24 +223,3 @@ class HypergradientAdamW(HypergradientAdam):
             rule=rule,
             per_group=per_group,
         )
-
-    def _step(self, group: dict[str, Any], params: list[Tensor], count: float) -> None:
-        if group["weight_decay"] != 0:
-            torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
-        super()._step(group, params, count)
-
-    def _directions(
-        self,
-        group: dict[str, Any],
-        params: list[Tensor],
-        means: list[Tensor],
-        denominators: list[Tensor],
-        correction: float,
-    ) -> list[Tensor]:
-        us = super()._directions(group, params, means, denominators, correction)
-        if group["weight_decay"] != 0:
-            # u + weight_decay * theta, with the parameters before the step: those after it are
-            # (1 - lr * weight_decay) * theta - lr * u.
-            torch._foreach_add_(us, real(params), alpha=group["weight_decay"])
-            torch._foreach_div_(us, 1 - group["lr"] * group["weight_decay"])
-        return us

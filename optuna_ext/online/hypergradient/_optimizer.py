@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from collections.abc import Iterable
 from collections.abc import Sequence
 import math
 import sys
@@ -16,6 +17,7 @@ from torch.optim.optimizer import ParamsT
 
 
 Rule = Literal["exponential", "multiplicative", "additive"]
+_HALF = (torch.float16, torch.bfloat16)
 _RULES = ("exponential", "multiplicative", "additive")
 _HYPER_LR = {"exponential": 0.7, "multiplicative": 0.02}  # which know no units
 # Of the exponential rule. Exponents in (1/2, 1] let steps reach everything and noise average out
@@ -152,20 +154,28 @@ class HypergradientOptimizer(Optimizer):
         return max(lr + change, 0.0) if math.isfinite(change) else lr
 
     def _products(self, group: dict[str, Any], params: list[Tensor]) -> tuple[float, float, float]:
-        """Return ``<g, u>``, ``<g, g>`` and ``<u, u>`` over the parameters moved last time."""
+        """Return ``<g, u>``, ``<g, g>`` and ``<u, u>`` over the parameters moved last time.
+
+        The squares are left out where the rule does not ask for them.
+        """
         moved = [p for p in params if "direction" in self.state[p]]
         if not moved or group["hyper_lr"] == 0:
             return 0.0, 0.0, 0.0
         gs = _flat(self._gradients(group, moved, gradients_of(moved)))
         us = _flat([self.state[p]["direction"] for p in moved])
-        total = [0.0, 0.0, 0.0]
-        for device in {g.device for g in gs}:
-            pairs = [(g, u) for g, u in zip(gs, us, strict=True) if g.device == device]
-            if device.type != "cpu":  # three launches instead of three for every tensor
-                pairs = [(torch.cat([g for g, _ in pairs]), torch.cat([u for _, u in pairs]))]
-            dots = torch.stack([torch.stack([g.dot(u), g.dot(g), u.dot(u)]) for g, u in pairs])
-            total = [a + b for a, b in zip(total, dots.sum(0).tolist(), strict=True)]
-        return total[0], total[1], total[2]
+        with_squares = group["rule"] != "additive"
+        gu, gg, uu = 0.0, 0.0, 0.0
+        for g, u in _pairs(gs, us):
+            if not with_squares:
+                gu += g.dot(u).item()
+            elif g.is_cpu:
+                gu += g.dot(u).item()
+                gg += g.dot(g).item()
+                uu += u.dot(u).item()
+            else:  # wait for the device once
+                three = torch.stack([g.dot(u), g.dot(g), u.dot(u)]).tolist()
+                gu, gg, uu = gu + three[0], gg + three[1], uu + three[2]
+        return gu, gg, uu
 
 
 def _factor(group: dict[str, Any], cosine: float) -> float:
@@ -192,9 +202,20 @@ def real(tensors: Sequence[Tensor]) -> list[Tensor]:
     return [torch.view_as_real(x) if x.is_complex() else x for x in tensors]
 
 
+def _pairs(gs: list[Tensor], us: list[Tensor]) -> Iterable[tuple[Tensor, Tensor]]:
+    """Return the vectors, those of a device other than the CPU as one: it is slow to be asked."""
+    if all(g.is_cpu for g in gs):
+        return zip(gs, us, strict=True)
+    there: dict[torch.device, tuple[list[Tensor], list[Tensor]]] = {}
+    for g, u in zip(gs, us, strict=True):
+        some = there.setdefault(g.device, ([], []))
+        some[0].append(g)
+        some[1].append(u)
+    return [(torch.cat(some), torch.cat(others)) for some, others in there.values()]
+
+
 def _flat(tensors: Sequence[Tensor]) -> list[Tensor]:
-    half = (torch.float16, torch.bfloat16)
-    return [(x.float() if x.dtype in half else x).reshape(-1) for x in real(tensors)]
+    return [(x.float() if x.dtype in _HALF else x).reshape(-1) for x in real(tensors)]
 
 
 def _over_all_groups(

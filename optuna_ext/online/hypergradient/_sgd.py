@@ -137,8 +137,7 @@ class HypergradientSGD(HypergradientOptimizer):
         """Do what torch's foreach implementation does, in its order."""
         momentum, nesterov = group["momentum"], group["nesterov"]
         states = [self.state[p] for p in params]
-        grads = gradients_of(params)
-        us = self._gradients(group, params, grads)
+        us = self._gradients(group, params, gradients_of(params))
         if momentum != 0:
             buffers = [state["momentum_buffer"] for state in states]
             if is_first:
@@ -146,15 +145,28 @@ class HypergradientSGD(HypergradientOptimizer):
             else:
                 torch._foreach_mul_(buffers, momentum)
                 torch._foreach_add_(buffers, us, alpha=1 - group["dampening"])
+        if group["hyper_lr"] != 0:
+            us = self._directions(params, us, of_buffers=momentum != 0 and not nesterov)
+            if nesterov:
+                torch._foreach_add_(us, buffers, alpha=momentum)
+        elif momentum != 0:
             us = list(torch._foreach_add(us, buffers, alpha=momentum)) if nesterov else buffers
         torch._foreach_add_(params, us, alpha=-group["lr"])
-        if group["hyper_lr"] == 0:
-            return
-        if momentum != 0 and not nesterov:
-            for state in states:
+
+    def _directions(
+        self, params: list[Tensor], grads: list[Tensor], *, of_buffers: bool
+    ) -> list[Tensor]:
+        """Return what is kept as directions: the buffers of the momentum, or copies of ``grads``.
+
+        The gradients themselves are not ours to keep.
+        """
+        states = [self.state[p] for p in params]
+        for p, state in zip(params, states, strict=True):
+            if of_buffers:
                 state["direction"] = state["momentum_buffer"]
-        else:
-            for p, state in zip(params, states, strict=True):
-                if "direction" not in state:
-                    state["direction"] = torch.empty_like(p)
-            torch._foreach_copy_([state["direction"] for state in states], us)
+            elif "direction" not in state:
+                state["direction"] = torch.empty_like(p)
+        directions = [state["direction"] for state in states]
+        if not of_buffers:
+            torch._foreach_copy_(directions, grads)
+        return directions

@@ -1,12 +1,12 @@
 """Tuning regularization by the gradient of a validation loss, inside one training."""
 
-from optuna_ext.online.t1t2._hyperparameters import Dropout
-from optuna_ext.online.t1t2._hyperparameters import HiddenNoise
 from optuna_ext.online.t1t2._hyperparameters import Hyperparameter
-from optuna_ext.online.t1t2._hyperparameters import InputNoise
 from optuna_ext.online.t1t2._hyperparameters import L2
-from optuna_ext.online.t1t2._hyperparameters import LabelSmoothing
-from optuna_ext.online.t1t2._hyperparameters import Mixup
+from optuna_ext.online.t1t2._labels import LabelSmoothing
+from optuna_ext.online.t1t2._labels import Mixup
+from optuna_ext.online.t1t2._noise import Dropout
+from optuna_ext.online.t1t2._noise import HiddenNoise
+from optuna_ext.online.t1t2._noise import InputNoise
 from optuna_ext.online.t1t2._tuner import T1T2
 
 

@@ -50,6 +50,7 @@ class LastStep:
         self._effects: dict[Tensor, Tensor] = {}
         self._before: dict[Tensor, Tensor] = {}
         self._gradients: Mapping[Tensor, Tensor] = {}
+        self._rates: Mapping[Tensor, float] = {}
 
     def watches(self, steps_to_go: int) -> bool:
         """Return whether a step so far from the next update must be watched."""
@@ -65,25 +66,27 @@ class LastStep:
                 self._before[p].copy_(p)
         return self._before
 
-    def keep(self, gradients: Mapping[Tensor, Tensor]) -> None:
-        """Take the gradients of the copies, whose graph leads to the hyperparameters."""
+    def keep(self, gradients: Mapping[Tensor, Tensor], rates: Mapping[Tensor, float]) -> None:
+        """Take what the optimizer's step is to be made of.
+
+        Args:
+            gradients: Those of the copies whose graph leads to the hyperparameters.
+            rates: The learning rate of L2 for what it decays in this step.
+        """
         self._gradients = gradients
+        self._rates = rates
 
     @torch.no_grad()
     def advance(self, values: Mapping[str, Tensor]) -> None:
         """Note that the optimizer has made its step."""
         del values
         if self._trace > 0:
-            for p in self._decayed:
-                if p.grad is not None:
-                    before = self._before[p]
-                    if self._decouples:
-                        effect = before * -float(self._groups[p]["lr"])
-                    else:
-                        effect = self._pull_back(p, before)
-                    if p in self._effects:
-                        effect += self._trace * self._effects[p]
-                    self._effects[p] = effect
+            for p, lr in self._rates.items():
+                before = self._before[p]
+                effect = before * -lr if self._decouples else self._pull_back(p, before)
+                if p in self._effects:
+                    effect += self._trace * self._effects[p]
+                self._effects[p] = effect
 
     @torch.no_grad()
     def pairs(
@@ -98,11 +101,11 @@ class LastStep:
             if p in self._gradients:
                 w = self._pull_back(p, v_p)
                 along.append((self._gradients[p], w))
-            if p in self._decayed:
+            if p in self._rates:
                 if self._trace > 0:
                     slope = _dot(v_p, self._effects[p])
                 elif self._decouples:
-                    slope = _dot(v_p, self._before[p]) * -float(self._groups[p]["lr"])
+                    slope = _dot(v_p, self._before[p]) * -self._rates[p]
                 else:
                     w = w if p in self._gradients else self._pull_back(p, v_p)
                     slope = _dot(w, self._before[p])
@@ -152,6 +155,7 @@ class LastSteps:
         self._now: dict[Tensor, Tensor] = {}
         self._steps: dict[Tensor, SmoothStep] = {}
         self._gradients: Mapping[Tensor, Tensor] = {}
+        self._rates: Mapping[Tensor, float] = {}
 
     def watches(self, steps_to_go: int) -> bool:
         """Return whether a step so far from the next update must be watched."""
@@ -164,19 +168,20 @@ class LastSteps:
             self._steps = {p: SmoothStep(self._optimizer, p) for p in params}
         return self._now
 
-    def keep(self, gradients: Mapping[Tensor, Tensor]) -> None:
-        """Take the gradients of what stands for the parameters."""
+    def keep(self, gradients: Mapping[Tensor, Tensor], rates: Mapping[Tensor, float]) -> None:
+        """Take what the optimizer's step is to be made of, as :class:`LastStep` does."""
         self._gradients = gradients
+        self._rates = rates
 
     def advance(self, values: Mapping[str, Tensor]) -> None:
         """Make the optimizer's step in the graph, too."""
         for p, g in self._gradients.items():
             group, theta = self._groups[p], self._now[p]
-            decay = group["weight_decay"]
-            if p in self._decayed:
-                decay = decay + values[self._decayed[p]]
+            decay, lr = group["weight_decay"], float(group["lr"])
+            if p in self._rates:  # then the optimizer has no decay of its own
+                decay, lr = values[self._decayed[p]], self._rates[p]
             if self._decouples:
-                theta = theta - float(group["lr"]) * decay * theta
+                theta = theta - lr * decay * theta
             else:
                 g = g + decay * theta
             self._now[p] = self._steps[p](group, theta, g)

@@ -1,17 +1,13 @@
 from __future__ import annotations
 
-from collections.abc import Callable
 from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
-from contextlib import ExitStack
 from typing import Any
 
 import torch
 from torch import nn
 from torch import Tensor
-from torch.func import functional_call
-from torch.nn import functional as F
 from torch.optim import Optimizer
 
 from optuna_ext._checks import check_int
@@ -24,11 +20,11 @@ from optuna_ext.online.t1t2._inner import groups_of
 from optuna_ext.online.t1t2._inner import is_decoupled
 from optuna_ext.online.t1t2._lookback import LastStep
 from optuna_ext.online.t1t2._lookback import LastSteps
+from optuna_ext.online.t1t2._losses import Loss
+from optuna_ext.online.t1t2._losses import TrainingLoss
+from optuna_ext.online.t1t2._losses import ValidationLoss
+from optuna_ext.online.t1t2._losses import ValidLoss
 from optuna_ext.schedule import Schedule
-
-
-Loss = Callable[[nn.Module, Batch, Mapping[str, Tensor]], Tensor]
-ValidLoss = Callable[[nn.Module, Batch], Tensor]
 
 
 class T1T2:
@@ -153,8 +149,6 @@ class T1T2:
         check_optimizer(optimizer)
         self.model = model
         self.optimizer = optimizer
-        self._loss = loss or _cross_entropy
-        self._valid_loss = valid_loss or (lambda model, batch: _cross_entropy(model, batch, {}))
         self._params = {n: p for n, p in model.named_parameters() if p.requires_grad}
         self._groups = groups_of(optimizer)
         self._in_loss = [h for h in hyperparameters if not isinstance(h, L2)]
@@ -175,8 +169,9 @@ class T1T2:
             else LastSteps(optimizer, self._decayed, n=unroll)
         )
         self._keeps_graph = bool(self._in_loss) or unroll > 1
-        self._program = _Program(model, self._train_loss)
         self._generator = torch.Generator(first.device).manual_seed(seed)
+        self._loss = TrainingLoss(model, loss, self._in_loss, generator=self._generator)
+        self._valid_loss = ValidationLoss(model, valid_loss)
         self._followed = schedule
         self.n_steps = 0
         self.hypergradients: dict[str, float] = {}
@@ -261,48 +256,45 @@ class T1T2:
         if self._watching:
             self._values = self._hyper.values()
             copies = self._lookback.begin(list(self._params.values()))
+            stand_ins = {name: copies[p] for name, p in self._params.items()}
         in_graph = self._watching and self._keeps_graph
         if in_graph and not self._amp:
-            loss, gradients = self._train_in_graph(batch, copies)
-            for p in self._params.values():
-                p.grad = gradients[p].detach().clone() if p in gradients else None
+            loss, gradients = self._loss.in_graph(batch, self._values, stand_ins)
+            for name, p in self._params.items():
+                p.grad = gradients[name].detach().clone() if name in gradients else None
         else:
             noise = self._generator.get_state()
             self.optimizer.zero_grad()
-            loss = self._train_loss(batch, self._constants)
+            loss = self._loss(batch, self._constants)
             torch.autograd.backward(loss)
             if in_graph:  # once more, for the derivatives alone
                 self._generator.set_state(noise)
                 with torch.random.fork_rng(), self._autocast():
-                    _, gradients = self._train_in_graph(batch, copies)
-        if in_graph:
-            self._lookback.keep(gradients)
-        self._decay()
+                    _, gradients = self._loss.in_graph(batch, self._values, stand_ins)
+        rates = self._decay()
+        if self._watching:
+            found: dict[Tensor, Tensor] = {}
+            if in_graph:
+                found |= {self._params[name]: g for name, g in gradients.items()}
+            self._lookback.keep(found, rates)
         return loss.detach()
-
-    def _train_in_graph(
-        self, batch: Batch, copies: Mapping[Tensor, Tensor]
-    ) -> tuple[Tensor, dict[Tensor, Tensor]]:
-        """Return the loss and its gradients by the copies, which know the hyperparameters."""
-        stand_ins = {f"model.{name}": copies[p] for name, p in self._params.items()}
-        loss = functional_call(self._program, stand_ins, (batch, self._values))
-        inputs = [copies[p] for p in self._params.values()]
-        found = torch.autograd.grad(loss, inputs, create_graph=True, allow_unused=True)
-        pairs = zip(self._params.values(), found, strict=True)
-        return loss, {p: g for p, g in pairs if g is not None}
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self._device.type, torch.bfloat16, enabled=self._amp)
 
     @torch.no_grad()
-    def _decay(self) -> None:
+    def _decay(self) -> dict[Tensor, float]:
+        """Return the learning rate of each parameter that L2 has decayed."""
+        rates: dict[Tensor, float] = {}
         for p, name in self._decayed.items():
             if p.grad is None:
                 continue
+            rates[p] = float(self._groups[p]["lr"])
             if is_decoupled(self.optimizer):
-                p.mul_(1 - float(self._groups[p]["lr"]) * self._numbers[name])
+                p.mul_(1 - rates[p] * self._numbers[name])
             else:
                 p.grad.add_(p, alpha=self._numbers[name])
+        return rates
 
     def update(self, valid_batch: Batch | None = None) -> None:
         """Take note of the optimizer's step and, if it is due, move the hyperparameters.
@@ -328,10 +320,13 @@ class T1T2:
         self.n_steps += 1
 
     def _tune(self, valid_batch: Batch) -> None:
-        pairs = self._lookback.pairs(self._valid_gradients(valid_batch), self._values)
+        v = self._valid_loss.gradients(
+            valid_batch, self._params.values(), autocast=self._autocast()
+        )
+        pairs = self._lookback.pairs(v, self._values)
         pairs = [(output, weight) for output, weight in pairs if output.requires_grad]
         raws = self._hyper.raws
-        found = torch.autograd.grad(
+        found: Sequence[Tensor | None] = torch.autograd.grad(
             [output for output, _ in pairs],
             list(raws.values()),
             [weight.to(output.dtype) for output, weight in pairs],
@@ -339,33 +334,13 @@ class T1T2:
         )
         gradients: dict[str, Tensor] = {}
         for name, gradient in zip(raws, found, strict=True):
-            if gradient is None:
+            if gradient is None and not self.hypergradients:
                 raise _unused(name, "gradient of the training loss")
-            gradients[name] = gradient
+            # Later on it may be a layer that a batch has passed by.
+            gradients[name] = torch.zeros_like(raws[name]) if gradient is None else gradient
         self.hypergradients = {name: gradient.item() for name, gradient in gradients.items()}
         self._hyper.step(gradients)
         self._take_values()
-
-    def _valid_gradients(self, batch: Batch) -> dict[Tensor, Tensor]:
-        modes = {module: module.training for module in self.model.modules()}
-        self.model.eval()
-        try:
-            with self._autocast():
-                loss = self._valid_loss(self.model, batch)
-            params = list(self._params.values())
-            found = torch.autograd.grad(loss, params, allow_unused=True)
-        finally:
-            for module, training in modes.items():
-                module.training = training
-        return {p: g for p, g in zip(params, found, strict=True) if g is not None}
-
-    def _train_loss(self, batch: Batch, values: Mapping[str, Tensor]) -> Tensor:
-        with ExitStack() as stack:
-            for hyperparameter in self._in_loss:
-                value = values[hyperparameter.name]
-                batch = hyperparameter.transform(batch, value, self._generator)
-                stack.enter_context(hyperparameter.perturb(self.model, value, self._generator))
-            return self._loss(self.model, batch, values)
 
     def _check_use(self, batch: Batch) -> None:
         """Name a hyperparameter that the loss does not depend on, before any training."""
@@ -374,7 +349,7 @@ class T1T2:
         state = self._generator.get_state()
         raws = {h.name: self._hyper.raws[h.name] for h in self._in_loss}
         with torch.random.fork_rng():
-            loss = self._train_loss(batch, self._hyper.values())
+            loss = self._loss.without_traces(batch, self._hyper.values())
         self._generator.set_state(state)
         if not loss.requires_grad:
             raise ValueError("The training loss does not depend on the model's parameters.")
@@ -403,26 +378,6 @@ class T1T2:
         self._schedule = Schedule.from_dict(state["schedule"])
         self._generator.set_state(state["generator"].cpu())
         self._take_values()
-
-
-class _Program(nn.Module):
-    """A loss as a module, so that stand-ins for the model's parameters reach it."""
-
-    def __init__(
-        self, model: nn.Module, loss: Callable[[Batch, Mapping[str, Tensor]], Tensor]
-    ) -> None:
-        super().__init__()
-        self.model = model
-        self._loss = loss
-
-    def forward(self, batch: Batch, values: Mapping[str, Tensor]) -> Tensor:
-        return self._loss(batch, values)
-
-
-def _cross_entropy(model: nn.Module, batch: Batch, h: Mapping[str, Tensor]) -> Tensor:
-    del h  # it is at work in the batch and in the model
-    x, y = batch
-    return F.cross_entropy(model(x), y)
 
 
 def _unused(name: str, what: str) -> ValueError:
