@@ -156,7 +156,7 @@ def test_a_study_that_trains_together_is_seen_while_it_runs(
     monkeypatch.chdir(tmp_path)
     command = [sys.executable, "-m", "studies.boundaries", "--fused", "--net", "logistic"]
     command += ["--study", "together", "--storage", "study.db", "--device", "cpu"]
-    command += ["--trials", "100000", "--workers", "4", "--epochs", "3"]
+    command += ["--trials", "100000", "--slots", "4", "--epochs", "3"]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as study:
         assert study.stderr is not None
         study.stderr.readline()  # the first line of progress: there are trials

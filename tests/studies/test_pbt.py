@@ -58,7 +58,11 @@ def load(name: str = "digits-pbt", storage: str = "runs/digits.db") -> Study:
 
 
 def fates(study: Study) -> list[tuple[Any, ...]]:
-    places = {t.number: (t.user_attrs["generation"], t.user_attrs["member"]) for t in study.trials}
+    places = {  # whoever was killed before it had one left nothing behind
+        t.number: (t.user_attrs["generation"], t.user_attrs["member"])
+        for t in study.trials
+        if "generation" in t.user_attrs
+    }
     return sorted(
         (places[t.number], places.get(t.user_attrs.get("parent", -1)), t.params, t.value)
         for t in study.trials

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
+import sys
+
 import numpy as np
 from optuna.samplers import GridSampler
 from optuna.samplers import TPESampler
@@ -39,10 +42,11 @@ def troubled(trial):
 
 
 @pytest.fixture(scope="module")
-def own(tmp_path_factory: pytest.TempPathFactory) -> str:
+def own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     file = tmp_path_factory.mktemp("race") / "race_objectives.py"
     file.write_text(_MODULE)
-    return str(file)
+    yield str(file)
+    sys.modules.pop("race_objectives", None)  # a process may come back to these tests
 
 
 def test_every_sampler_meets_the_instance_of_the_seed(own: str) -> None:
