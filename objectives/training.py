@@ -182,7 +182,7 @@ def fit(
             for part in task.data(where)
         )
         training = _Training(trial, runs, store, metric=task.metric, artifacts=artifacts)
-        last = epochs if interval is None else training.run.step + interval
+        last = epochs if interval is None else training.run.start + interval
         last = min(last, recipe.max_epochs or last)
         return training.train(last, best_of=_up_to(last, task.best_of))
     except _DivergedError as error:

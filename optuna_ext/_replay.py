@@ -9,6 +9,7 @@ from optuna.trial import FixedTrial
 
 from optuna_ext.lineage import CHECKPOINT
 from optuna_ext.lineage import Checkpoint
+from optuna_ext.lineage import RESUMED
 from optuna_ext.schedule import Schedule
 
 
@@ -84,6 +85,7 @@ def replay(schedule: Schedule, objective: Callable[[Any], float]) -> ReplayTrial
         if trial is not None:
             following.reports = trial.reports
             following.set_user_attr(CHECKPOINT, trial.user_attrs[CHECKPOINT])
+            following.set_user_attr(RESUMED, {"trial": trial.number, "step": step})
         trial = following
         try:
             trial.value = objective(trial)

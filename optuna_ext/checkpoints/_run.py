@@ -35,6 +35,10 @@ class Run:
         step:
             The step after which the training stands: 0 for a newborn, else that of the checkpoint
             it goes on from or wrote last. Steps count along the whole lineage.
+        start:
+            The step after which the trial itself began: 0 for a newborn, else that of its parent's
+            checkpoint. It stays the same when the trial is tried again after its worker died, so
+            an interval of ``n`` steps ends at ``start + n``.
         origin:
             The number of the trial whose checkpoint it goes on from: its parent's, or its own
             after its worker died; ``None`` for a newborn.
@@ -48,6 +52,7 @@ class Run:
         autosave: float,
     ) -> None:
         self.step = 0
+        self.start = 0
         self.origin: int | None = None
         self._things = things
         self._keep = keep
@@ -104,4 +109,5 @@ class Run:
         self._things.restore(content["things"], content["own"])
         set_random_state(content["random"], self._things.devices())
         self.step = content["step"]
+        self.start = self.step
         self.origin = origin

@@ -35,6 +35,7 @@ from optuna_ext.lineage import CHECKPOINT
 from optuna_ext.lineage import Checkpoint
 from optuna_ext.lineage import parent_of
 from optuna_ext.lineage import RESUMED
+from optuna_ext.lineage import resumed_from
 
 
 if TYPE_CHECKING:
@@ -103,14 +104,15 @@ class CheckpointStore:
                 model = torch.nn.Linear(1, 1)
                 optimizer = torch.optim.SGD(model.parameters(), lr=lr)
                 run = store.resume(trial, model=model, optimizer=optimizer)
-                for step in range(run.step + 1, run.step + 6):
-                    loss = (model(torch.ones(1)) - 2).square().sum()
+                last = run.start + 5  # also when the worker died on the way
+                for step in range(run.step + 1, last + 1):
                     optimizer.zero_grad()
+                    loss = (model(torch.ones(1)) - 2).square().sum()
                     loss.backward()
                     optimizer.step()
                     trial.report(loss.item(), step)
-                run.save(step)
-                return loss.item()
+                run.save(last)
+                return (model(torch.ones(1)) - 2).square().item()
 
 
             study = optuna.create_study()
@@ -166,7 +168,7 @@ class CheckpointStore:
                 Python, NumPy and torch are restored without being named.
 
         Returns:
-            The run, with its ``step``.
+            The run, with its ``step`` and ``start``.
 
         Raises:
             TypeError: If one of the things has no state.
@@ -202,6 +204,8 @@ class CheckpointStore:
             _restore(run, content, number)
             if number == trial.number:
                 newest = checkpoint
+                origin = resumed_from(current)
+                run.start = 0 if origin is None else origin[1]
             else:
                 trial.set_user_attr(RESUMED, {"trial": number, "step": run.step})
             return run

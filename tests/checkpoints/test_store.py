@@ -131,6 +131,25 @@ def test_a_trial_whose_worker_died_goes_on_by_itself(store: CheckpointStore, stu
     )
     counter, run = resume(store, study.ask())
     assert (run.step, run.origin, counter.count) == (3, 1, 3)
+    assert run.start == 0
+
+
+def test_a_retried_trial_knows_where_the_first_try_began(
+    store: CheckpointStore, study: Study
+) -> None:
+    train(store, study.ask(), steps=3)
+    dead = child_of(study, 0)
+    _, run = resume(store, dead)
+    assert (run.start, run.step) == (3, 3)
+    train(store, dead, steps=2)
+    for _ in range(2):  # and if that one's worker dies, too
+        study.add_trial(
+            optuna.create_trial(
+                state=optuna.trial.TrialState.WAITING, user_attrs=study.trials[-1].user_attrs
+            )
+        )
+        _, run = resume(store, study.ask())
+        assert (run.start, run.step) == (3, 5)
 
 
 @pytest.mark.parametrize("how", HOW)

@@ -211,6 +211,32 @@ def test_intervals_follow_each_other_with_their_own_learning_rates(tmp_path: Pat
     assert notes(replayed) == notes(study.trials[2])
 
 
+def test_an_interval_that_was_saved_but_not_told_is_not_trained_twice(tmp_path: Path) -> None:
+    study = optuna.create_study(direction="maximize")
+    study.enqueue_trial(params_of(digits))
+    value = 0.0
+    for number in range(2):
+        trial = study.ask()
+        value = digits.objective(trial, interval=2, device="cpu", checkpoints=tmp_path)
+        if number == 0:
+            study.tell(trial, value)
+            study.enqueue_trial(params_of(digits), user_attrs={PARENT: 0})
+    killed = study.trials[1]  # between its last save and the end
+    study.add_trial(
+        optuna.create_trial(
+            state=TrialState.WAITING,
+            system_attrs={"fixed_params": killed.params},
+            user_attrs=killed.user_attrs,
+            intermediate_values=killed.intermediate_values,
+        )
+    )
+    again = digits.objective(study.ask(), interval=2, device="cpu", checkpoints=tmp_path)
+    assert again == value
+    assert list(study.trials[2].intermediate_values) == [3, 4]
+    assert notes(study.trials[2]) == notes(killed)
+    assert Checkpoint.of(study.trials[2]) == Checkpoint.of(killed)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

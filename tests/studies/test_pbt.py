@@ -61,7 +61,7 @@ def fates(study: Study) -> list[tuple[Any, ...]]:
     places = {  # whoever was killed before it had one left nothing behind
         t.number: (t.user_attrs["generation"], t.user_attrs["member"])
         for t in study.trials
-        if "generation" in t.user_attrs
+        if {"generation", "member"} <= t.user_attrs.keys()
     }
     return sorted(
         (places[t.number], places.get(t.user_attrs.get("parent", -1)), t.params, t.value)
