@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from optuna_ext.checkpoints._errors import UnusableError
+from optuna_ext.checkpoints._recent import Recent
 
 
 FORMAT = 1
@@ -37,7 +38,7 @@ def dump(
 
     Args:
         content:
-            What :func:`plain` returned.
+            With its ``format``, and otherwise what :func:`plain` returned.
         directory:
             Where to prepare what is large; by default that of the system's temporary files.
 
@@ -46,10 +47,11 @@ def dump(
     """
     file = _room(directory)
     try:
-        torch.save({"format": FORMAT, **content}, file)
-    except RuntimeError as error:
-        if isinstance(error.__context__, OSError):  # the disk is full, which torch hides
-            raise error.__context__ from None
+        torch.save(content, file)
+    except BaseException as error:
+        file.close()
+        if isinstance(error, RuntimeError) and isinstance(error.__context__, OSError):
+            raise error.__context__ from None  # the disk is full, which torch hides
         raise
     size = file.tell()
     file.seek(0)
@@ -59,12 +61,12 @@ def dump(
 
 
 def load(
-    stream: BinaryIO, *, size: int, sha256: str, directory: Path | None = None
+    stream: BinaryIO, *, size: int, sha256: str, recent: Recent, directory: Path | None = None
 ) -> dict[str, Any]:
     """Read what :func:`dump` wrote, on the CPU.
 
     Nothing is unpickled before the bytes are known to be the right ones, and then only what
-    cannot run code.
+    cannot run code. What is among the ``recent`` is checked likewise, but not unpickled.
 
     Raises:
         UnusableError: If the file is cut, altered, holds code, or is of a later format.
@@ -78,20 +80,24 @@ def load(
             raise UnusableError(f"has {file.tell()} bytes instead of {size}")
         if digest.hexdigest() != sha256:
             raise UnusableError("was altered: its SHA-256 is another one")
-        file.seek(0)
-        if file.read(len(_MAGIC)) != _MAGIC:
-            raise UnusableError("is no checkpoint")
-        file.seek(0)
-        try:
-            content = torch.load(file, map_location="cpu", weights_only=True)
-        except pickle.UnpicklingError as error:
-            raise UnusableError("holds code or objects, which are never loaded") from error
-        except (RuntimeError, EOFError, ValueError, KeyError, TypeError) as error:
-            raise UnusableError("is no checkpoint") from error
+        content = recent.get(sha256) or _unpickled(file)
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise UnusableError("is of a format that this version does not know")
     opened: dict[str, Any] = _with_arrays(content)
     return opened
+
+
+def _unpickled(file: BinaryIO) -> Any:
+    file.seek(0)
+    if file.read(len(_MAGIC)) != _MAGIC:
+        raise UnusableError("is no checkpoint")
+    file.seek(0)
+    try:
+        return torch.load(file, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise UnusableError("holds code or objects, which are never loaded") from error
+    except (RuntimeError, EOFError, ValueError, KeyError, TypeError) as error:
+        raise UnusableError("is no checkpoint") from error
 
 
 def _room(directory: Path | None) -> BinaryIO:

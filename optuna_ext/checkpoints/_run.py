@@ -6,6 +6,7 @@ from typing import Any
 from typing import TYPE_CHECKING
 
 from optuna_ext._checks import check_int
+from optuna_ext.checkpoints._file import FORMAT
 from optuna_ext.checkpoints._file import plain
 from optuna_ext.checkpoints._things import random_state
 from optuna_ext.checkpoints._things import set_random_state
@@ -75,6 +76,7 @@ class Run:
         step = check_int("step", step, low=self.step)
         started = time.monotonic()
         content = {
+            "format": FORMAT,
             "step": step,
             "things": {
                 name: plain(state, name=name) for name, state in self._things.states().items()

@@ -10,13 +10,11 @@ from io import BytesIO
 import logging
 import math
 import os
-import re
 import time
 from typing import Any
 from typing import BinaryIO
 from typing import cast
 from typing import TYPE_CHECKING
-import uuid
 
 from optuna.artifacts.exceptions import ArtifactNotFound
 from optuna.study import StudyDirection
@@ -26,7 +24,11 @@ from optuna_ext.checkpoints import _file
 from optuna_ext.checkpoints._candidates import candidates
 from optuna_ext.checkpoints._errors import CheckpointError
 from optuna_ext.checkpoints._errors import UnusableError
+from optuna_ext.checkpoints._names import is_ours
+from optuna_ext.checkpoints._names import name_of
+from optuna_ext.checkpoints._names import start_of
 from optuna_ext.checkpoints._places import open_place
+from optuna_ext.checkpoints._recent import Recent
 from optuna_ext.checkpoints._retention import best_trials
 from optuna_ext.checkpoints._retention import needed
 from optuna_ext.checkpoints._run import Run
@@ -45,10 +47,9 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
 _logger = logging.getLogger(__name__)
-_NAMESPACE = "checkpoints"  # user attribute of the study: how its files' names begin
 _COLLECT_EVERY = 60.0  # seconds
 _SHARE = 0.01  # of the time that collecting may take
-_OURS = re.compile(r"[0-9a-f]{64}\.pt(\.[0-9a-f]{32}\.tmp)?")
+_RECENT = 1 << 26  # bytes of which copies stay in memory
 
 
 class CheckpointStore:
@@ -64,7 +65,8 @@ class CheckpointStore:
     is killed at whatever moment, the attribute names a whole file. A file that was cut, altered
     or deleted since is noticed, and the one before it is used, or the parent's. Files are loaded
     with ``weights_only=True``, so one that wants to run code is refused. Their names hold their
-    SHA-256: what is identical is stored once.
+    SHA-256: what is identical is stored once. What this process wrote last, up to 64 MiB, it takes
+    from memory when the file is still whole.
 
     What no trial can use anymore is deleted now and then while trials save; see :meth:`collect`.
     Random numbers are global to a process, so trials that must be exact to the bit after a restart
@@ -142,6 +144,7 @@ class CheckpointStore:
         self._autosave = autosave
         self._grace = datetime.timedelta(seconds=grace)
         self._place = open_place(place)
+        self._recent = Recent(_RECENT)
         self._collect_at = 0.0
 
     def resume(self, trial: BaseTrial | FrozenTrial, /, **things: Any) -> Run:
@@ -179,7 +182,7 @@ class CheckpointStore:
         trials = [] if study is None else study.get_trials(deepcopy=False)
         direction = StudyDirection.NOT_SET if study is None else study.directions[0]
         current = trials[trial.number] if trials else trial  # its own copy may be older
-        start = f"trial-{uuid.uuid4().hex[:8]}" if study is None else _namespace(study)
+        start = start_of(study)
         newest: Checkpoint | None = None
 
         def keep(content: Mapping[str, Any], step: int) -> Checkpoint:
@@ -283,12 +286,12 @@ class CheckpointStore:
         Raises:
             OSError: If the place cannot be listed or a file not be deleted.
         """
-        start = f"{_namespace(study)}-"
+        start = start_of(study)
         grace = self._grace.total_seconds()
         old = {
             name
-            for name, age in self._place.entries(start)
-            if age >= grace and _OURS.fullmatch(name.removeprefix(start))
+            for name, age in self._place.entries(f"{start}-")
+            if age >= grace and is_ours(name, start)
         }
         trials = study.get_trials(deepcopy=False)
         now = datetime.datetime.now() - self._grace
@@ -324,7 +327,7 @@ class CheckpointStore:
         with self._in_a_sentence(trial, step):
             file, size, sha256 = _file.dump(content, directory=self._place.path)
         with file:
-            name = f"{start}-{sha256}.pt"
+            name = name_of(start, sha256)
             if previous is not None and previous.artifact == name:  # nothing has changed
                 previous = previous.previous
             if previous is not None:
@@ -335,6 +338,7 @@ class CheckpointStore:
                 artifact=name, step=step, size=size, sha256=sha256, previous=previous
             )
             trial.set_user_attr(CHECKPOINT, checkpoint.to_dict())
+            self._recent.put(sha256, content, size)
             if self._place.is_gone(name):  # another worker held it for useless just before
                 self._put(name, file, trial, step)
         return checkpoint
@@ -369,6 +373,7 @@ class CheckpointStore:
                     stream,
                     size=checkpoint.size,
                     sha256=checkpoint.sha256,
+                    recent=self._recent,
                     directory=self._place.path,
                 )
         except UnusableError:
@@ -391,17 +396,3 @@ def _restore(target: Run | Things, content: Mapping[str, Any], number: int) -> N
             target.restore(content["things"], None)
     except CheckpointError as error:
         raise CheckpointError(f"the checkpoint of trial {number} {error}") from error
-
-
-def _namespace(study: Study) -> str:
-    """Return how the names of a study's files begin: nobody else's begin so.
-
-    Names of studies repeat in other storages, and a seed makes identical files there. Workers who
-    choose it at the same moment may use several: then only the last one's files are collected.
-    """
-    chosen = study.user_attrs.get(_NAMESPACE)
-    if not isinstance(chosen, str):
-        readable = re.sub(r"[^A-Za-z0-9_.]+", "-", study.study_name).strip("-.")[:40]
-        study.set_user_attr(_NAMESPACE, f"{readable}-{uuid.uuid4().hex[:8]}".lstrip("-"))
-        chosen = study.user_attrs[_NAMESPACE]
-    return str(chosen)
