@@ -34,6 +34,7 @@ from torch.nn import functional as F
 from objectives.data import load
 from objectives.nets import lenet
 from objectives.nets import seeded
+from optuna_ext import bulk_storage
 from optuna_ext import CheckpointStore
 from optuna_ext import PopulationBasedTrainingSampler
 from optuna_ext import sqlite
@@ -200,6 +201,15 @@ def study_on_disk(setting: Setting, seed: int) -> Timing:
         return timing("study on disk", seed)
 
 
+def study_in_bulk(setting: Setting, seed: int) -> Timing:
+    """Train likewise, but let SQLite wait for the end of an interval with all that it reported."""
+    with tempfile.TemporaryDirectory() as folder:
+        store = CheckpointStore(Path(folder, "checkpoints"))
+        storage: Any = bulk_storage(Path(folder, "study.db"))
+        with storage:  # whose thread writes
+            return _study(setting, seed, storage, store)("study in bulk", seed)
+
+
 def _study(
     setting: Setting, seed: int, storage: optuna.storages.BaseStorage, store: CheckpointStore
 ) -> Callable[[str, int], Timing]:
@@ -330,6 +340,7 @@ CONTESTANTS: dict[str, Callable[[Setting, int], Timing]] = {
     "plain loop": plain_loop,
     "study in memory": study_in_memory,
     "study on disk": study_on_disk,
+    "study in bulk": study_in_bulk,
     "Ray Tune": ray_tune,
 }
 

@@ -65,7 +65,7 @@ def test_speed_has_a_row_per_contestant(real_data: Path) -> None:
     flags = ["--seeds", "1", "--members", "2", "--intervals", "2", "--steps", "1"]
     flags += ["--without", "Ray Tune", "--data-dir", str(real_data)]
     output = _compare("speed", *flags)
-    for name in ("plain loop", "study in memory", "study on disk"):
+    for name in ("plain loop", "study in memory", "study on disk", "study in bulk"):
         assert name in output
     timings = json.loads(_compare("speed", *flags, "--json"))
     assert all(timing["intervals_per_second"] > 0 for timing in timings)
