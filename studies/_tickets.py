@@ -23,6 +23,7 @@ import contextlib
 import functools
 import math
 import os
+from pathlib import Path
 import socket
 from typing import Any
 
@@ -52,7 +53,6 @@ _PROCESS = "process"
 _REASON = "reason"
 _STARTING = "starting"  # of the study: the number of the trial that is being started
 _HEARTBEAT = 60.0  # seconds; only storages need it whose workers may be on other machines
-_CLOCK_SLACK = 2.0  # seconds by which the start of a process may seem to move with the clock
 
 
 class Tickets:
@@ -139,6 +139,8 @@ class Tickets:
     def _started(self, number: int) -> None:
         """Note whose trial it is, and let the next process have its turn."""
         write = self._write_to(number)
+        if self._watch is not None:  # first: only on this machine does its name tell whether it lives
+            write(HEARTBEAT, 0)
         write(_PROCESS, _this_process())
         self._current = number
         self._starting = False
@@ -238,7 +240,7 @@ def _is_local(location: str) -> bool:
 
 
 def _this_process() -> str:
-    return f"{_machine()} {os.getpid()} {psutil.Process().create_time():.2f}"
+    return f"{_machine()} {os.getpid()} {_birth(psutil.Process())}"
 
 
 def _machine() -> str:
@@ -249,15 +251,24 @@ def _machine() -> str:
         return socket.gethostname()
 
 
+def _birth(process: psutil.Process) -> str:
+    """Name the moment when a process began, in a word that stays the same while it lives."""
+    try:  # Linux knows it by a clock that nobody sets, and psutil by the one that tells the time
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text()
+        stat = Path(f"/proc/{process.pid}/stat").read_text()
+    except OSError:
+        return f"{process.create_time():.2f}"
+    return f"{boot[:8]}+{stat.rpartition(')')[2].split()[19]}"  # 22nd field, starttime: proc(5)
+
+
 def _is_dead(process: str) -> bool:
     """Whether a process of this machine is dead; its number may belong to another one by now."""
-    machine, pid, created = process.split()
+    machine, pid, birth = process.split()
     if machine != _machine():
         return False
     try:
         found = psutil.Process(int(pid))
-        is_another = abs(found.create_time() - float(created)) > _CLOCK_SLACK
-        return is_another or bool(found.status() == psutil.STATUS_ZOMBIE)
+        return _birth(found) != birth or bool(found.status() == psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return True
     except psutil.AccessDenied:  # it exists, and is another user's

@@ -4,6 +4,7 @@ import getpass
 import os
 from pathlib import Path
 import signal
+import sys
 import threading
 import time
 from typing import TYPE_CHECKING
@@ -16,6 +17,8 @@ import pytest
 from optuna_ext import open_storage
 from studies import run
 from studies._locks import study_lock
+from studies._tickets import _is_dead
+from studies._tickets import _this_process
 from studies._tickets import Tickets
 from studies._workers import _cause
 
@@ -40,6 +43,14 @@ def test_only_processes_that_can_be_seen_from_here_count_as_dead(
         monkeypatch.setattr(os, "readlink", lambda path: namespace)
     assert run.main(toy.arguments("--trials", 3)) == 0
     assert [trial.state.name for trial in toy.trials()] == ["COMPLETE", state, "COMPLETE"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere nothing moves with the clock")
+def test_nobody_dies_of_a_clock_that_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    signature = _this_process()
+    monkeypatch.setattr(psutil.Process, "create_time", lambda process: 0.0)
+    assert not _is_dead(signature)
+    assert _is_dead(f"{signature}0")  # of a process that had the number before
 
 
 @pytest.mark.parametrize(("kind", "state"), [("journal:", "FAIL"), ("", "RUNNING")])
