@@ -64,7 +64,8 @@ class Heartbeat:
     between machines, or jump, do no harm, and neither does a watcher that was suspended.
 
     Running trials for which nobody has ever beaten are left alone: they may be another program's,
-    or wait inside ``study.ask``.
+    or wait inside ``study.ask``. So one whose worker dies there, before its first beat, stays
+    running until you tell it.
 
     Example:
         .. testcode::

@@ -70,7 +70,8 @@ class PopulationBasedTrainingSampler(BaseSampler):
       does that better, so ``pruner=optuna.pruners.NopPruner()`` is advisable.
     - Enqueued parameters win: the member whose turn it is goes on with them.
     - A retried trial (see :class:`~optuna.storages.RetryHeartbeatStaleTrialCallback`) repeats its
-      own interval; no other member is shifted.
+      own interval; no other member is shifted. Who decides between the death and the repetition
+      counts the member as lost.
 
     With ``synchronous=True`` members of one generation are compared with each other, so a trial
     waits until it is certain what the results of the previous generation mean for it; the same
@@ -133,7 +134,8 @@ class PopulationBasedTrainingSampler(BaseSampler):
         lost_after:
             Seconds after which a running trial is taken for dead by those that wait for it. The
             default, :obj:`None`, is ten times the median of the finished ones, at least a minute.
-            Storages with heartbeats tell sooner.
+            The clocks of the machines must agree better than that. Storages with heartbeats tell
+            sooner.
         initial_population:
             Sampler of newborns, and of parameters that no ancestor had; or a study whose best
             trials give the initial parameters. The default, :obj:`None`, is a
