@@ -139,7 +139,7 @@ class Tickets:
     def _started(self, number: int) -> None:
         """Note whose trial it is, and let the next process have its turn."""
         write = self._write_to(number)
-        if self._watch is not None:  # first: only on this machine does its name tell whether it lives
+        if self._watch is not None:  # first, as its name tells only this machine whether it lives
             write(HEARTBEAT, 0)
         write(_PROCESS, _this_process())
         self._current = number
