@@ -19,6 +19,7 @@ from optuna.distributions import CategoricalDistribution
 from optuna.trial import create_trial
 from optuna.trial import FixedTrial
 
+from studies._errors import mistakes_in_a_sentence
 from studies._errors import unknown
 from studies._errors import UserError
 
@@ -55,6 +56,11 @@ class Objective:
         module = Path(place).stem if place.endswith(".py") else place.rpartition(".")[2]
         return module if function == "objective" else f"{module}-{function}"
 
+    @property
+    def module(self) -> ModuleType:
+        """Where the function is defined."""
+        return sys.modules[self.function.__module__]
+
     def keywords(self) -> dict[str, inspect.Parameter]:
         """Return the parameters after the trial, by name."""
         parameters = list(inspect.signature(self.function).parameters.values())[1:]
@@ -83,9 +89,9 @@ class Objective:
         """Call the function up to its first parameter, so that it checks its own arguments.
 
         Raises:
-            Exception: Whatever the function raises.
+            UserError: If they are wrong.
         """
-        with contextlib.suppress(_ReachedError):
+        with mistakes_in_a_sentence(), contextlib.suppress(_ReachedError):
             self.function(_Rehearsal({}), **arguments)
 
     def meaning(self, arguments: Mapping[str, Any]) -> dict[str, Any]:

@@ -36,9 +36,11 @@ def test_halving_of_digits(capsys: pytest.CaptureFixture[str]) -> None:
     arguments = [*SMALL, "--synchronous", "--sampler", "sobol", "--seed", "0"]
     assert halving.main([*arguments, "--trials", "5"]) == 0
     out = capsys.readouterr().out
-    assert "Survival chart: runs/digits-halving-survival.html" in out
+    assert "Survival: runs/digits-halving-survival.html" in out
     assert halving.main([*arguments, "--trials", "7", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["study"] == "digits-halving"
+    summary = json.loads(capsys.readouterr().out)
+    assert summary["study"] == "digits-halving"
+    assert summary["charts"] == {"survival": "runs/digits-halving-survival.html"}
 
     study = load()
     trials = study.get_trials()

@@ -139,7 +139,8 @@ def test_a_killed_population_goes_on_as_if_nothing_had_happened() -> None:
         ([*SMALL, "--exploit", "best"], "--exploit"),
         (["own.py:forgetful"], "objective 'own-forgetful' must take the argument 'checkpoints'"),
         (["own.py:none"], "unknown function 'none'"),
-        (["digts"], "must be module:function"),
+        (["digts"], "unknown objective 'digts': did you mean 'digits'?"),
+        ([*SMALL, "--architecture", "unit_0"], "did you mean 'units_0'? choose from"),
         (["boundaries", "--arg", "dataset=9"], "dataset must be 1, 2 or 3"),
     ],
 )
