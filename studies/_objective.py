@@ -219,7 +219,9 @@ def _import_module(name: str) -> ModuleType:
 
 
 def _import_file(path: Path) -> ModuleType:
-    path = path.resolve(strict=True)
+    if not path.is_file():
+        raise FileNotFoundError
+    path = path.resolve()
     # By its name, so that what is pickled for data loaders is found by them, too.
     sys.path.insert(0, str(path.parent))
     module = importlib.import_module(path.stem)
