@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from collections.abc import Mapping
 from collections.abc import Sequence
-import contextlib
 from dataclasses import dataclass
 import importlib
 import inspect
@@ -19,7 +18,6 @@ from optuna.distributions import CategoricalDistribution
 from optuna.trial import create_trial
 from optuna.trial import FixedTrial
 
-from studies._errors import mistakes_in_a_sentence
 from studies._errors import unknown
 from studies._errors import UserError
 
@@ -88,11 +86,17 @@ class Objective:
     def rehearse(self, arguments: Mapping[str, Any]) -> None:
         """Call the function up to its first parameter, so that it checks its own arguments.
 
+        Whatever else goes wrong there is left to a real trial, which has a study, for example.
+
         Raises:
             UserError: If they are wrong.
         """
-        with mistakes_in_a_sentence(), contextlib.suppress(_ReachedError):
+        try:
             self.function(_Rehearsal({}), **arguments)
+        except (ValueError, OSError) as error:
+            raise UserError(str(error)) from error
+        except Exception:  # noqa: BLE001 - see above; it may be the one of the rehearsal
+            return
 
     def meaning(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
         """Return the arguments that decide what a value means, defaults included.

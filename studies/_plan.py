@@ -114,6 +114,8 @@ def make_plan(
     job.sampler_and_pruner(objective)
     if file is None or file.exists():
         _find_study(connect_to_read(storage), job, objective)
+    elif file.parent != RUNS and not file.parent.is_dir():  # before checkpoints make it
+        raise UserError(f"--storage: the directory {file.parent} of {file.name} does not exist")
     if "checkpoints" in arguments:
         _check_checkpoints(arguments["checkpoints"])
     return Plan(

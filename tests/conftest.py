@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 import multiprocessing
-from multiprocessing.context import BaseContext
+from multiprocessing.context import ForkServerContext
 import os
 from pathlib import Path
 import re
@@ -55,13 +55,13 @@ def quiet() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def processes() -> BaseContext:
-    """Make processes of their own; where there is fork, out of one that has imported things.
+def processes() -> ForkServerContext:
+    """Make processes, out of one that has imported things.
 
-    To import Optuna's storages and SciPy takes a second, many times that of such a process's test.
+    To import Optuna's storages and SciPy takes a second, more than what such a process then does.
     """
     if "forkserver" not in multiprocessing.get_all_start_methods():
-        return multiprocessing.get_context("spawn")
+        pytest.skip("this system cannot fork")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(
         ["alembic.context", "optuna.storages", "optuna_ext.samplers", "scipy.stats"]

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from collections.abc import Iterator
 from contextlib import closing
 from contextlib import contextmanager
-from multiprocessing.context import BaseContext
+from multiprocessing.context import ForkServerContext
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
 import pickle
@@ -45,7 +45,7 @@ def objective(trial: optuna.Trial) -> float:
 
 
 def run_together(
-    processes: BaseContext, target: Callable[..., Any], *args: object, n: int = 4
+    processes: ForkServerContext, target: Callable[..., Any], *args: object, n: int = 4
 ) -> list[Any]:
     """The results of ``target(barrier, *args)`` in ``n`` processes."""
     barrier, queue = processes.Barrier(n), processes.Queue()
@@ -196,7 +196,9 @@ class TestSQLite:
 
 
 class TestWorkers:
-    def test_four_processes_on_missing_files(self, tmp_path: Path, processes: BaseContext) -> None:
+    def test_four_processes_on_missing_files(
+        self, tmp_path: Path, processes: ForkServerContext
+    ) -> None:
         urls = [f"sqlite:///{tmp_path}/{number}.db" for number in range(6)]
         run_together(processes, optimize_new_storages, urls, 25)
         with disposed(open_storage(urls[-1])) as storage:
@@ -206,7 +208,7 @@ class TestWorkers:
         assert {len(trial.intermediate_values) for trial in trials} == {5}
 
     def test_each_waiting_trial_is_claimed_by_one_worker(
-        self, tmp_path: Path, processes: BaseContext
+        self, tmp_path: Path, processes: ForkServerContext
     ) -> None:
         with disposed(sqlite(tmp_path / "study.db")) as storage:
             study = optuna.create_study(study_name="s", storage=storage)
@@ -263,7 +265,7 @@ class TestWorkers:
 
 class TestPostgreSQL:
     def test_four_processes_on_a_new_database(
-        self, new_database: str, processes: BaseContext
+        self, new_database: str, processes: ForkServerContext
     ) -> None:
         run_together(processes, optimize_new_storages, [new_database], 5)
         with disposed(open_storage(new_database, heartbeat=30, retries=1)) as storage:

@@ -39,6 +39,7 @@ SMALLER = {
     "--generations": "2",
 }
 WITHOUT_TRIALS = ("bench", "--designs", "pbt")
+WITH_EPOCHS = ("boundaries", "cats", "digits", "hypergradient")
 
 
 def run(*command: str, cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -85,7 +86,9 @@ def test_study(command: str, tmp_path: Path) -> None:
     for option, value in SMALLER.items():
         if option in words:
             words[words.index(option) + 1] = value
-        elif option == "--trials" and not any(word in command for word in WITHOUT_TRIALS):
+        elif (option == "--trials" and not any(word in command for word in WITHOUT_TRIALS)) or (
+            option == "--epochs" and any(f"studies.{name}" in command for name in WITH_EPOCHS)
+        ):
             words += [option, value]
     (tmp_path / "my_training.py").write_text(
         "def objective(trial):\n    return trial.suggest_float('x', 0, 1)\n"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 import itertools
-from multiprocessing.context import BaseContext
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 import pickle
 import subprocess
@@ -146,7 +146,7 @@ def _work(url: str, name: str, barrier: Any) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["sobol", "lhs"])
 def test_four_processes_share_one_design(
-    name: str, tmp_path: Path, processes: BaseContext
+    name: str, tmp_path: Path, processes: ForkServerContext
 ) -> None:
     path = str(tmp_path / "study.db")
     optuna.create_study(study_name="s", storage=sqlite(path))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 import math
-from multiprocessing.context import BaseContext
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 import pickle
 import subprocess
@@ -412,7 +412,7 @@ def work(sampler: Sampler, path: str, n_trials: int) -> None:
 
 @every
 def test_four_processes_lose_and_repeat_nothing(
-    sampler: Sampler, tmp_path: Path, processes: BaseContext
+    sampler: Sampler, tmp_path: Path, processes: ForkServerContext
 ) -> None:
     path = str(tmp_path / "study.db")
     study = optuna.create_study(study_name="s", storage=sqlite(path))

@@ -3,7 +3,7 @@ from __future__ import annotations
 from collections.abc import Callable
 import logging
 import math
-from multiprocessing.context import BaseContext
+from multiprocessing.context import ForkServerContext
 import os
 from pathlib import Path
 import pickle
@@ -182,7 +182,7 @@ def work(path: str, n_trials: int) -> None:
     study.optimize(train, n_trials=n_trials)
 
 
-def test_processes_train_the_same_lineages(tmp_path: Path, processes: BaseContext) -> None:
+def test_processes_train_the_same_lineages(tmp_path: Path, processes: ForkServerContext) -> None:
     path = str(tmp_path / "study.db")
     study = optuna.create_study(study_name="s", storage=sqlite(path))
     workers = [processes.Process(target=work, args=(path, 2 * P)) for _ in range(3)]
@@ -362,7 +362,7 @@ def die(path: str) -> None:
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
-def test_heartbeats_tell_who_is_dead(tmp_path: Path, processes: BaseContext) -> None:
+def test_heartbeats_tell_who_is_dead(tmp_path: Path, processes: ForkServerContext) -> None:
     path = str(tmp_path / "study.db")
     study = optuna.create_study(
         study_name="s", storage=sqlite(path, heartbeat=1), sampler=pbt(lost_after=100.0)

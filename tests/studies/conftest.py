@@ -184,14 +184,22 @@ class Toy:
 
 
 @pytest.fixture
-def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Toy]:
-    (tmp_path / "toy.py").write_text(TOY)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The current directory; what is imported from it is forgotten afterwards."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
-    made = Toy(tmp_path)
+    yield tmp_path
+    for name, module in list(sys.modules.items()):
+        if Path(getattr(module, "__file__", None) or "").is_relative_to(tmp_path):
+            del sys.modules[name]
+
+
+@pytest.fixture
+def toy(folder: Path) -> Iterator[Toy]:
+    (folder / "toy.py").write_text(TOY)
+    made = Toy(folder)
     yield made
-    sys.modules.pop("toy", None)
     for process in made.processes:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
