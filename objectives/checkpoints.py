@@ -24,6 +24,7 @@ def _open(place: str) -> CheckpointStore:
 class Unsaved:
     """Stands in for the run of a store where nothing is kept."""
 
+    start = 0
     step = 0
     start = 0
     origin = None

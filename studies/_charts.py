@@ -1,43 +1,48 @@
-"""A study's own chart: a file beside its figure, and a panel of the dashboard."""
+"""A study's own charts: files beside its figure, and panels of the dashboard."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from collections.abc import Mapping
+from pathlib import Path
 import warnings
 
-import optuna
 from optuna.exceptions import ExperimentalWarning
 from optuna.study import Study
 import plotly.graph_objects as go
 
 from studies._figures import write_figure
-from studies._job import connect
-from studies._plan import Plan
 
 
-def save_chart(plan: Plan, draw: Callable[[Study], go.Figure | None], *, name: str) -> str | None:
-    """Draw a chart of a study that has run, for its dashboard and as a page.
+Draw = Callable[[Study], go.Figure | None]  # None if there is nothing to draw yet
+
+
+def save_charts(
+    study: Study, charts: Mapping[str, Draw], *, beside: Path | None
+) -> dict[str, str]:
+    """Draw charts of a study that has run, for its dashboard and as pages.
 
     Args:
-        plan: What has run; without a figure there is no page either.
-        draw: Draws it; returns None if there is nothing to draw yet.
-        name: Of the dashboard's panel, and the end of the file's name.
+        study: What has run.
+        charts: By name, which is the dashboard's panel's and ends the file's.
+        beside: The study's figure; without one there are no pages either.
 
     Returns:
-        The file, if there is one.
+        The files by name of the chart.
     """
     from optuna_dashboard import save_plotly_graph_object
 
-    study = optuna.load_study(study_name=plan.job.study, storage=connect(plan.job.storage))
-    chart = draw(study)
-    if chart is None:
-        return None
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ExperimentalWarning)
-        save_plotly_graph_object(study, chart, graph_object_id=name)
-    if plan.figure is None:
-        return None
-    path = plan.figure.with_name(f"{plan.figure.stem}-{name}.html")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_figure(chart, path)
-    return str(path)
+    pages = {}
+    for name, draw in charts.items():
+        chart = draw(study)
+        if chart is None:
+            continue
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            save_plotly_graph_object(study, chart, graph_object_id=name)
+        if beside is not None:
+            page = beside.with_name(f"{beside.stem}-{name}.html")
+            page.parent.mkdir(parents=True, exist_ok=True)
+            write_figure(chart, page)
+            pages[name] = str(page)
+    return pages

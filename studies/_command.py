@@ -21,12 +21,12 @@ from typing import Annotated
 from typing import Any
 from typing import get_type_hints
 
-from optuna.study import Study
-import plotly.graph_objects as go
 from rich.console import Console
 import typer
 
-from studies._charts import save_chart
+from studies._charts import Draw
+from studies._charts import save_charts
+from studies._errors import mistakes_in_a_sentence
 from studies._errors import SentenceCommand
 from studies._errors import UserError
 from studies._interrupt import Interrupt
@@ -65,7 +65,7 @@ def study_command(
     *,
     data: Callable[[Mapping[str, Any]], str] | None = None,
     instead: Mapping[str, Callable[..., int]] | None = None,
-    charts: Mapping[str, Callable[[Study], go.Figure | None]] | None = None,
+    charts: Mapping[str, Draw] | None = None,
 ) -> Main:
     """Return the ``main`` of a study of one of our objectives.
 
@@ -78,12 +78,14 @@ def study_command(
         instead: Commands that run in place of a study when the flag of their name is given. They
             take the shared flags and the objective's own; their docstring is the flag's help, and
             keywords of theirs are flags, too.
-        charts: Charts of a study that has run, by name: each a page beside the study's figure and
-            a panel of the dashboard.
+        charts: Of a study that has run, as for ``run_plan``.
     """
     objective = find_objective(f"{module.__name__}:objective")
     others = instead or {}
-    theirs = {name: _keywords(other) for name, other in others.items()}
+    theirs = {
+        name: [p for p in _parameters(other) if p.kind is p.KEYWORD_ONLY]
+        for name, other in others.items()
+    }
 
     def command(**values: Any) -> int:
         options = take_options(values)
@@ -95,20 +97,13 @@ def study_command(
         for name in chosen:
             return others[name](options, values, **given[name])
         plan = make_plan(options, objective, arguments=values, directions=objective.directions)
-        try:
-            objective.rehearse(plan.job.arguments)
-            if data is not None:
-                from objectives.data import load
+        objective.rehearse(plan.job.arguments)
+        if data is not None:
+            from objectives.data import load
 
+            with mistakes_in_a_sentence():
                 load(data(values), data_dir=options.data_dir)
-        except (ValueError, OSError) as error:
-            raise UserError(str(error)) from error
-        code = run_plan(plan, as_json=options.json)
-        for name, draw in (charts or {}).items():
-            path = save_chart(plan, draw, name=name)
-            if path is not None and not options.json:
-                typer.echo(f"{name.capitalize()}: {path}")
-        return code
+        return run_plan(plan, as_json=options.json, charts=charts)
 
     flags = [_flag(name, help=inspect.getdoc(other)) for name, other in others.items()]
     more = [parameter for parameters in theirs.values() for parameter in parameters]
@@ -117,17 +112,18 @@ def study_command(
 
 def as_main(
     command: Callable[..., int],
-    parameters: Sequence[inspect.Parameter],
+    more: Sequence[inspect.Parameter] = (),
     *,
     name: str,
     about: str | None = None,
     without: Collection[str] = (),
 ) -> Main:
-    """Return a ``main(argv)`` that reads ``parameters`` and the shared flags.
+    """Return a ``main(argv)`` that reads the command's parameters and the shared flags.
 
     Args:
-        command: Takes them all as keywords; returns the exit code.
-        parameters: The command's own parameters, as typer reads them.
+        command: Takes its own, which typer reads, and all others as keywords; returns the exit
+            code.
+        more: Parameters that its signature does not name.
         name: Of the study's module.
         about: What the help says that it optimizes; its name by default.
         without: Shared flags that make no sense there.
@@ -138,7 +134,7 @@ def as_main(
             return command(**values)
 
     shared = [p for p in option_parameters() if p.name not in without]
-    signature = inspect.Signature([*parameters, *shared])
+    signature = inspect.Signature([*_parameters(command), *more, *shared])
     callback.__signature__ = signature  # type: ignore[attr-defined]
     app = typer.Typer(add_completion=False, rich_markup_mode="rich")
     about = f"Run a study of {about or name}; the same command goes on with it."
@@ -156,7 +152,13 @@ def as_main(
     return main
 
 
-def run_plan(plan: Plan, *, as_json: bool, run: Callable[..., bool] | None = None) -> int:
+def run_plan(
+    plan: Plan,
+    *,
+    as_json: bool,
+    run: Callable[..., bool] | None = None,
+    charts: Mapping[str, Draw] | None = None,
+) -> int:
     """Run a study and print what it found; return the exit code.
 
     Args:
@@ -164,6 +166,8 @@ def run_plan(plan: Plan, *, as_json: bool, run: Callable[..., bool] | None = Non
         as_json: Whether to print JSON and nothing else.
         run: Runs the trials, instead of one after another in each process; returns whether any
             worker lived to the end.
+        charts: Charts of a study that has run, by name: each a page beside the study's figure and
+            a panel of the dashboard.
     """
     errors = Console(stderr=True)
     interrupt = Interrupt()
@@ -191,12 +195,13 @@ def run_plan(plan: Plan, *, as_json: bool, run: Callable[..., bool] | None = Non
                 plan, job, interrupt=interrupt, progress=progress, tickets=tickets
             )
         summary = summarize(study, location=job.storage)
-        if plan.figure is not None:
-            try:
-                if save_figure(study, plan.figure):
-                    summary["figure"] = str(plan.figure)
-            except OSError as error:  # the disk is full, say; what was found is told all the same
-                errors.print(f"warning: no figure: {error}", markup=False, soft_wrap=True)
+        try:
+            if plan.figure is not None and save_figure(study, plan.figure):
+                summary["figure"] = str(plan.figure)
+            if charts is not None:
+                summary["charts"] = save_charts(study, charts, beside=plan.figure)
+        except OSError as error:  # the disk is full, say; what was found is told all the same
+            errors.print(f"warning: no figure: {error}", markup=False, soft_wrap=True)
         if as_json:
             sys.stdout.write(to_json(summary) + "\n")
         else:
@@ -269,14 +274,10 @@ def _own_options(objective: Objective, module: ModuleType) -> list[inspect.Param
     return parameters
 
 
-def _keywords(command: Callable[..., int]) -> list[inspect.Parameter]:
-    """Give the keywords of a command, as typer reads them."""
-    kinds = get_type_hints(command, include_extras=True)
-    return [
-        parameter.replace(annotation=kinds[name])
-        for name, parameter in inspect.signature(command).parameters.items()
-        if parameter.kind == inspect.Parameter.KEYWORD_ONLY
-    ]
+def _parameters(command: Callable[..., int]) -> list[inspect.Parameter]:
+    """Give the parameters that a command names, as typer reads them."""
+    parameters = inspect.signature(command, eval_str=True).parameters.values()
+    return [p for p in parameters if p.kind is not p.VAR_KEYWORD]
 
 
 def _taken(

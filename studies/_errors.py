@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from collections.abc import Iterator
 from collections.abc import Sequence
+from contextlib import contextmanager
 import difflib
 import signal
 import sys
@@ -65,6 +67,19 @@ def unknown(kind: str, name: str, choices: Iterable[str], *, where: str = "") ->
     listed = ", ".join(choices) if choices else "none"
     what = f"{kind} {name!r} {where}".rstrip()
     return UserError(f"unknown {what}: {hint}choose from {listed}")
+
+
+@contextmanager
+def mistakes_in_a_sentence() -> Iterator[None]:
+    """Turn what an objective says of its arguments or its data into a mistake of the user.
+
+    Raises:
+        UserError: If the block raises ``ValueError`` or ``OSError``.
+    """
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        raise UserError(str(error)) from error
 
 
 def _say(message: str, code: int) -> int:

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from functools import partial
 import inspect
 from pathlib import Path
-import re
 import signal
 import time
 from types import ModuleType
@@ -24,11 +23,12 @@ import typer
 
 from optuna_ext import bulk_storage
 from studies._command import run_plan
+from studies._errors import mistakes_in_a_sentence
 from studies._errors import UserError
 from studies._interrupt import Interrupt
 from studies._job import connect
+from studies._job import file_beside
 from studies._job import Job
-from studies._job import storage_file
 from studies._objective import find_objective
 from studies._options import Options
 from studies._plan import make_plan
@@ -58,11 +58,9 @@ def fused_study(module: ModuleType) -> Callable[..., int]:
         given: dict[str, Any] = {name: p.default for name, p in objective.keywords().items()}
         given |= plan.job.arguments
         given["device"] = plan.devices[0] or "auto"
-        try:
-            objective.rehearse(plan.job.arguments)
+        objective.rehearse(plan.job.arguments)
+        with mistakes_in_a_sentence():
             problem = _problem(module, given)
-        except (ValueError, OSError) as error:
-            raise UserError(str(error)) from error
         run = partial(_run, problem=problem, slots=slots, given=given)
         return run_plan(plan, as_json=options.json, run=run)
 
@@ -146,8 +144,6 @@ def _train(
 
 def _checkpoint(job: Job) -> Path:
     """Name the file from which the same command goes on after a kill."""
-    file = storage_file(job.storage)
-    folder = Path("runs") if file is None else file.parent
-    folder.mkdir(exist_ok=True)
-    name = re.sub(r"[^\w.-]+", "-", job.study)
-    return folder / f"{name}.fused.pt"
+    file = file_beside(job.storage, f"{job.study}.fused.pt")
+    file.parent.mkdir(exist_ok=True)
+    return file

@@ -9,6 +9,7 @@ from functools import partial
 import json
 import os
 from pathlib import Path
+import re
 import sqlite3
 from typing import Any
 
@@ -29,6 +30,9 @@ from studies._catalog import parse_assignments
 from studies._errors import UserError
 from studies._objective import find_objective
 from studies._objective import Objective
+
+
+RUNS = Path("runs")  # where studies are kept by default
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,3 +162,17 @@ def storage_file(storage: str) -> Path | None:
     if kind == "memory":
         raise UserError(f"--storage {storage} would be forgotten with the process: name a file")
     return Path(target).expanduser() if kind in ("sqlite", "journal") else None
+
+
+def file_beside(storage: str, name: str) -> Path:
+    """Return where a file of this name lies beside the storage, or in ``runs`` for a server.
+
+    Args:
+        storage: Path or URL.
+        name: Begins with a study's, in which anything may stand.
+
+    Raises:
+        UserError: If it is not a storage that outlives the process.
+    """
+    file = storage_file(storage)
+    return (RUNS if file is None else file.parent) / re.sub(r"[^\w.-]+", "-", name)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from collections.abc import Mapping
 from collections.abc import Sequence
-import contextlib
 from dataclasses import dataclass
 import importlib
 import inspect
@@ -55,6 +54,11 @@ class Objective:
         module = Path(place).stem if place.endswith(".py") else place.rpartition(".")[2]
         return module if function == "objective" else f"{module}-{function}"
 
+    @property
+    def module(self) -> ModuleType:
+        """Where the function is defined."""
+        return sys.modules[self.function.__module__]
+
     def keywords(self) -> dict[str, inspect.Parameter]:
         """Return the parameters after the trial, by name."""
         parameters = list(inspect.signature(self.function).parameters.values())[1:]
@@ -82,11 +86,17 @@ class Objective:
     def rehearse(self, arguments: Mapping[str, Any]) -> None:
         """Call the function up to its first parameter, so that it checks its own arguments.
 
+        Whatever else goes wrong there is left to a real trial, which has a study, for example.
+
         Raises:
-            Exception: Whatever the function raises.
+            UserError: If they are wrong.
         """
-        with contextlib.suppress(_ReachedError):
+        try:
             self.function(_Rehearsal({}), **arguments)
+        except (ValueError, OSError) as error:
+            raise UserError(str(error)) from error
+        except Exception:  # noqa: BLE001 - see above; it may be the one of the rehearsal
+            return
 
     def meaning(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
         """Return the arguments that decide what a value means, defaults included.
@@ -213,7 +223,9 @@ def _import_module(name: str) -> ModuleType:
 
 
 def _import_file(path: Path) -> ModuleType:
-    path = path.resolve(strict=True)
+    if not path.is_file():
+        raise FileNotFoundError
+    path = path.resolve()
     # By its name, so that what is pickled for data loaders is found by them, too.
     sys.path.insert(0, str(path.parent))
     module = importlib.import_module(path.stem)

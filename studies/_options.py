@@ -21,6 +21,11 @@ def _option(
     return option
 
 
+Arg = Annotated[
+    list[str] | None, typer.Option("--arg", help="name=value for the objective; repeatable.")
+]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Options:
     """What a user can say to every study; ``None`` leaves the choice to the study."""

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 import json
 from pathlib import Path
-import re
 from typing import Any
 
 import optuna
@@ -20,7 +19,9 @@ from studies._catalog import parse_assignments
 from studies._errors import UserError
 from studies._job import connect
 from studies._job import connect_to_read
+from studies._job import file_beside
 from studies._job import Job
+from studies._job import RUNS
 from studies._job import storage_file
 from studies._locks import study_lock
 from studies._objective import Objective
@@ -32,7 +33,6 @@ from studies._tickets import n_begun
 _OBJECTIVE = "objective"  # user attributes of a study
 _ARGUMENTS = "arguments"
 _DESIGN_SIZE = "design_size"
-_RUNS = Path("runs")
 _RETRIES = 3  # with checkpoints: what made a trial's process die may not be the trial
 _NAME_LENGTH = 60  # characters, which are four bytes each at most; file systems allow 255
 
@@ -90,10 +90,10 @@ def make_plan(
     for flag, text in (("--storage", options.storage), ("--study", options.study)):
         if text is not None and not text.strip():
             raise UserError(f"{flag} must not be empty: leave it out for the default")
-    storage = options.storage or str(_RUNS / f"{objective.name}.db")
+    storage = options.storage or default_storage(objective)
     file = storage_file(storage)
-    study = options.study or _study_name(objective, arguments)
-    figure = None if options.no_figure else options.figure or _figure(file, study)
+    study = options.study or study_name(objective, arguments)
+    figure = None if options.no_figure else options.figure or _figure(storage, study)
     if figure is not None:
         check_figure(figure)
     job = Job(
@@ -114,6 +114,8 @@ def make_plan(
     job.sampler_and_pruner(objective)
     if file is None or file.exists():
         _find_study(connect_to_read(storage), job, objective)
+    elif file.parent != RUNS and not file.parent.is_dir():  # before checkpoints make it
+        raise UserError(f"--storage: the directory {file.parent} of {file.name} does not exist")
     if "checkpoints" in arguments:
         _check_checkpoints(arguments["checkpoints"])
     return Plan(
@@ -136,8 +138,8 @@ def open_study(plan: Plan) -> tuple[Study, BaseStorage]:
     """
     job = plan.job
     file = storage_file(job.storage)
-    if file is not None and file.parent == _RUNS:
-        _RUNS.mkdir(exist_ok=True)
+    if file is not None and file.parent == RUNS:
+        RUNS.mkdir(exist_ok=True)
     storage = connect(job.storage)
     with study_lock(job.storage, storage, job.study):
         study = _find_study(storage, job, plan.objective)
@@ -164,6 +166,22 @@ def open_study(plan: Plan) -> tuple[Study, BaseStorage]:
 def design_size(study: Study) -> int:
     """Return the size of finite designs in this study."""
     return int(study.user_attrs[_DESIGN_SIZE])
+
+
+def default_storage(objective: Objective) -> str:
+    """Name the file that holds the studies of an objective."""
+    return str(RUNS / f"{objective.name}.db")
+
+
+def study_name(objective: Objective, arguments: Mapping[str, Any]) -> str:
+    """Name a study after the objective and what is not by default in it."""
+    own = objective.own_keywords()
+    chosen = [
+        k if v is True else str(v)
+        for k, v in arguments.items()
+        if k in own and v != own[k].default
+    ]
+    return "-".join([objective.name, *chosen])
 
 
 def _training_arguments(options: Options, objective: Objective) -> dict[str, Any]:
@@ -273,23 +291,12 @@ def _points(options: Options, objective: Objective) -> list[dict[str, Any]]:
     return points
 
 
-def _study_name(objective: Objective, arguments: Mapping[str, Any]) -> str:
-    """Name the study after the objective and what is not by default in it."""
-    own = objective.own_keywords()
-    chosen = [
-        k if v is True else str(v)
-        for k, v in arguments.items()
-        if k in own and v != own[k].default
-    ]
-    return "-".join([objective.name, *chosen])
-
-
-def _figure(file: Path | None, study: str) -> Path:
+def _figure(storage: str, study: str) -> Path:
     """Name the figure after the study, and after its storage where that says something else."""
+    file = storage_file(storage)
     if file is not None and study != file.stem and not study.startswith(f"{file.stem}-"):
         study = f"{file.stem}-{study}"
-    name = re.sub(r"[^\w.-]+", "-", study)[:_NAME_LENGTH] + ".html"
-    return _RUNS / name if file is None else file.with_name(name)
+    return file_beside(storage, f"{study[:_NAME_LENGTH]}.html")
 
 
 def _find_study(storage: BaseStorage, job: Job, objective: Objective) -> Study | None:

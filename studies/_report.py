@@ -77,6 +77,9 @@ def print_summary(summary: dict[str, Any], console: Console) -> None:
         console.print(_importance_table(summary["importances"]))
     if summary.get("figure"):
         console.print(f"Figure: {summary['figure']}", markup=False, soft_wrap=True)
+    for name, path in summary.get("charts", {}).items():
+        title = name.capitalize().replace("-", " ")
+        console.print(f"{title}: {path}", markup=False, soft_wrap=True)
     if summary["dashboard"]:
         console.print(f"Look closer: {summary['dashboard']}", markup=False, soft_wrap=True)
 

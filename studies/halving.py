@@ -24,8 +24,6 @@ where to find the weights of the trial it goes on from; see ``optuna_ext.Checkpo
 from __future__ import annotations
 
 from dataclasses import replace
-import inspect
-from pathlib import Path
 import sys
 from typing import Annotated
 from typing import Any
@@ -35,27 +33,22 @@ import typer
 from optuna_ext import Hyperband
 from optuna_ext import SuccessiveHalving
 from studies._catalog import parse_assignments
-from studies._charts import save_chart
 from studies._command import as_main
 from studies._command import run_plan
 from studies._command import take_options
-from studies._errors import unknown
+from studies._continuation import find_target
+from studies._continuation import make_continuation_plan
+from studies._continuation import Target
 from studies._errors import UserError
-from studies._job import storage_file
-from studies._objective import find_objective
-from studies._options import Options
-from studies._plan import make_plan
+from studies._options import Arg
 from studies._survival import survival_chart
 
 
-_OURS = ("boundaries", "digits", "fashion", "mnist")
 _EPOCHS = 27
 
 
 def _command(
-    target: Annotated[
-        str, typer.Argument(help=f"{', '.join(_OURS)}, module:function or file.py:function.")
-    ],
+    target: Target,
     *,
     eta: Annotated[int, typer.Option(help="One trial in this many is promoted.", min=2)] = 2,
     min_epochs: Annotated[
@@ -70,18 +63,12 @@ def _command(
     show_plan: Annotated[
         bool, typer.Option("--plan", help="Only print the rungs and what they cost.")
     ] = False,
-    arg: Annotated[
-        list[str] | None,
-        typer.Option(help="name=value for the objective; repeatable."),
-    ] = None,
+    arg: Arg = None,
     **values: Any,
 ) -> int:
     options = take_options(values)
-    if target not in _OURS and ":" not in target:
-        raise unknown("objective", target, (*_OURS, "module:function", "file.py:function"))
-    objective = find_objective(f"objectives.{target}:objective" if target in _OURS else target)
+    objective = find_target(target)
     epochs = options.epochs or _EPOCHS
-    options = replace(options, epochs=epochs)
     given: dict[str, Any] = {"max_resource": epochs, "reduction_factor": eta}
     if min_epochs is not None:
         if min_epochs > epochs:
@@ -90,33 +77,20 @@ def _command(
     if show_plan:
         given |= parse_assignments("--sampler-arg", options.sampler_arg or [])
         return _show(given, hyperband=hyperband)
-    if "checkpoints" not in objective.keywords():
-        raise UserError(
-            f"objective {objective.name!r} must take the argument 'checkpoints': see the help of "
-            "studies.halving"
-        )
     given |= {"synchronous": synchronous, "base_sampler": options.sampler}
-    arguments = parse_assignments("--arg", arg or [])
     method = "hyperband" if hyperband else "halving"
-    name = options.study or "-".join([objective.name, *map(str, arguments.values()), method])
-    options = replace(
-        options,
-        sampler=method,
-        sampler_arg=[*(f"{k}={v!r}" for k, v in given.items()), *(options.sampler_arg or [])],
-        study=name,
-        storage=options.storage or str(Path("runs", f"{objective.name}.db")),
+    plan = make_continuation_plan(
+        replace(
+            options,
+            epochs=epochs,
+            sampler=method,
+            sampler_arg=[*(f"{k}={v!r}" for k, v in given.items()), *(options.sampler_arg or [])],
+        ),
+        objective,
+        method=method,
+        arguments=parse_assignments("--arg", arg or []),
     )
-    options = replace(options, checkpoints=options.checkpoints or _checkpoints(options, name))
-    plan = make_plan(options, objective, arguments=arguments, directions=objective.directions)
-    try:
-        objective.rehearse(plan.job.arguments)
-    except (ValueError, OSError) as error:
-        raise UserError(str(error)) from error
-    code = run_plan(plan, as_json=options.json)
-    path = save_chart(plan, survival_chart, name="survival")
-    if path is not None and not options.json:
-        typer.echo(f"Survival chart: {path}")
-    return code
+    return run_plan(plan, as_json=options.json, charts={"survival": survival_chart})
 
 
 def _show(arguments: dict[str, Any], *, hyperband: bool) -> int:
@@ -128,19 +102,7 @@ def _show(arguments: dict[str, Any], *, hyperband: bool) -> int:
     return 0
 
 
-def _checkpoints(options: Options, study: str) -> str:
-    """Name a directory beside the storage's file."""
-    file = storage_file(options.storage or "")
-    return str((Path("runs") if file is None else file.parent) / f"{study}-checkpoints")
-
-
-_OWN = [
-    parameter
-    for parameter in inspect.signature(_command, eval_str=True).parameters.values()
-    if parameter.kind is not inspect.Parameter.VAR_KEYWORD
-]
-
-main = as_main(_command, _OWN, name="halving", about="successive halving")
+main = as_main(_command, name="halving", about="successive halving")
 
 if __name__ == "__main__":
     sys.exit(main(None))

@@ -25,8 +25,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from enum import StrEnum
-import inspect
-from pathlib import Path
 import sys
 from typing import Annotated
 from typing import Any
@@ -35,22 +33,20 @@ from optuna.trial import FrozenTrial
 import typer
 
 from studies._catalog import parse_assignments
-from studies._charts import save_chart
 from studies._command import as_main
 from studies._command import run_plan
 from studies._command import take_options
+from studies._continuation import find_target
+from studies._continuation import make_continuation_plan
+from studies._continuation import Target
+from studies._errors import unknown
 from studies._errors import UserError
 from studies._family_tree import family_tree
 from studies._job import connect_to_read
 from studies._job import storage_file
-from studies._objective import find_objective
 from studies._objective import Objective
-from studies._options import Options
-from studies._plan import make_plan
+from studies._options import Arg
 from studies._plan import Plan
-
-
-_OURS = ("boundaries", "digits", "fashion", "mnist")
 
 
 class Exploit(StrEnum):
@@ -62,9 +58,7 @@ class Exploit(StrEnum):
 
 
 def _command(
-    target: Annotated[
-        str, typer.Argument(help=f"{', '.join(_OURS)}, module:function or file.py:function.")
-    ],
+    target: Target,
     *,
     population: Annotated[int, typer.Option(help="Members.", min=2)] = 16,
     interval: Annotated[int, typer.Option(help="Epochs between two decisions.", min=1)] = 2,
@@ -83,71 +77,43 @@ def _command(
             "objective's ARCHITECTURE)"
         ),
     ] = None,
-    arg: Annotated[
-        list[str] | None,
-        typer.Option(help="name=value for the objective; repeatable."),
-    ] = None,
+    arg: Arg = None,
     **values: Any,
 ) -> int:
     options = take_options({**values, "trials": population * generations, "epochs": None})
-    objective = find_objective(f"objectives.{target}:objective" if target in _OURS else target)
-    arguments = parse_assignments("--arg", arg or [])
-    shape = list(architecture or []) or list(getattr(_module(objective), "ARCHITECTURE", []))
+    objective = find_target(target)
     given = {
         "population_size": population,
         "exploit": exploit.value,
         "burn_in": burn_in,
         "synchronous": not asynchronous,
-        "architecture": shape,
+        "architecture": _architecture(objective, architecture),
         "initial_population": options.sampler,
     }
-    name = options.study or "-".join([objective.name, *map(str, arguments.values()), "pbt"])
-    options = replace(
-        options,
-        sampler="pbt",
-        sampler_arg=[*(f"{k}={v!r}" for k, v in given.items()), *(options.sampler_arg or [])],
-        study=name,
-        storage=options.storage or str(Path("runs", f"{objective.name}.db")),
+    plan = make_continuation_plan(
+        replace(
+            options,
+            sampler="pbt",
+            sampler_arg=[*(f"{k}={v!r}" for k, v in given.items()), *(options.sampler_arg or [])],
+        ),
+        objective,
+        method="pbt",
+        arguments=parse_assignments("--arg", arg or []),
+        given={"interval": interval},
     )
-    options = replace(options, checkpoints=options.checkpoints or _checkpoints(options, name))
-    plan = _plan(options, objective, arguments={**arguments, "interval": interval})
     _check_population(plan, population)
-    code = run_plan(plan, as_json=options.json)
-    path = save_chart(plan, family_tree, name="family-tree")
-    if path is not None and not options.json:
-        typer.echo(f"Family tree: {path}")
-    return code
+    plan = replace(plan, more="--generations")
+    return run_plan(plan, as_json=options.json, charts={"family-tree": family_tree})
 
 
-def _plan(options: Options, objective: Objective, *, arguments: dict[str, Any]) -> Plan:
-    missing = [name for name in ("interval", "checkpoints") if name not in objective.keywords()]
-    if missing:
-        raise UserError(
-            f"objective {objective.name!r} must take the argument {missing[0]!r}: see the help of "
-            "studies.pbt"
-        )
-    plan = make_plan(options, objective, arguments=arguments, directions=objective.directions)
-    try:
-        objective.rehearse(plan.job.arguments)
-        if objective.target.startswith("objectives."):
-            import torch
-
-            own = {n: v for n, v in arguments.items() if n in objective.own_keywords()}
-            task = _module(objective).task(**own, data_dir=options.data_dir)
-            task.data(torch.device("cpu"))  # missing data are noticed before there is a study
-    except (ValueError, OSError) as error:
-        raise UserError(str(error)) from error
-    return replace(plan, more="--generations")
-
-
-def _module(objective: Objective) -> Any:
-    return sys.modules[objective.function.__module__]
-
-
-def _checkpoints(options: Options, study: str) -> str:
-    """Name a directory beside the storage's file."""
-    file = storage_file(options.storage or "")
-    return str((Path("runs") if file is None else file.parent) / f"{study}-checkpoints")
+def _architecture(objective: Objective, names: Sequence[str] | None) -> list[str]:
+    """Return the parameters that stay with the weights; those the user names must exist."""
+    space = objective.space
+    for name in names or ():
+        if space is not None and name not in space:
+            raise unknown("--architecture", name, space, where=f"of objective {objective.name!r}")
+    published: Sequence[str] = getattr(objective.module, "ARCHITECTURE", ())
+    return list(names or published)
 
 
 def _check_population(plan: Plan, population: int) -> None:
@@ -176,14 +142,8 @@ def _population_size(trials: Sequence[FrozenTrial]) -> int | None:
     return 1 + max(int(place["member"]) for place in places)
 
 
-_OWN = [
-    parameter
-    for parameter in inspect.signature(_command, eval_str=True).parameters.values()
-    if parameter.kind is not inspect.Parameter.VAR_KEYWORD
-]
-
 main = as_main(
-    _command, _OWN, name="pbt", about="population-based training", without=("trials", "epochs")
+    _command, name="pbt", about="population-based training", without=("trials", "epochs")
 )
 
 if __name__ == "__main__":

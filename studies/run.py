@@ -18,7 +18,6 @@ with several values needs a ``--direction`` for each.
 from __future__ import annotations
 
 from enum import StrEnum
-import inspect
 import sys
 from typing import Annotated
 from typing import Any
@@ -30,6 +29,7 @@ from studies._command import as_main
 from studies._command import run_plan
 from studies._command import take_options
 from studies._objective import find_objective
+from studies._options import Arg
 from studies._plan import make_plan
 
 
@@ -47,10 +47,7 @@ def _command(
         list[Direction] | None,
         typer.Option(help="Once per value. (default: the module's DIRECTION, or minimize)"),
     ] = None,
-    arg: Annotated[
-        list[str] | None,
-        typer.Option(help="name=value for the function; repeatable."),
-    ] = None,
+    arg: Arg = None,
     **values: Any,
 ) -> int:
     options = take_options(values)
@@ -64,13 +61,7 @@ def _command(
     return run_plan(plan, as_json=options.json)
 
 
-_OWN = [
-    parameter
-    for parameter in inspect.signature(_command, eval_str=True).parameters.values()
-    if parameter.kind is not inspect.Parameter.VAR_KEYWORD
-]
-
-main = as_main(_command, _OWN, name="run", about="your own objective")
+main = as_main(_command, name="run", about="your own objective")
 
 if __name__ == "__main__":
     sys.exit(main(None))

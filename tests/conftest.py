@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+import multiprocessing
+from multiprocessing.context import ForkServerContext
 import os
 from pathlib import Path
 import re
@@ -50,6 +52,21 @@ def quiet() -> Iterator[None]:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     yield
     optuna.logging.set_verbosity(verbosity)
+
+
+@pytest.fixture(scope="session")
+def processes() -> ForkServerContext:
+    """Make processes, out of one that has imported things.
+
+    To import Optuna's storages and SciPy takes a second, more than what such a process then does.
+    """
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        pytest.skip("this system cannot fork")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(
+        ["alembic.context", "optuna.storages", "optuna_ext.samplers", "scipy.stats"]
+    )
+    return context
 
 
 @pytest.fixture(scope="session")

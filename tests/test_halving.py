@@ -5,7 +5,7 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures import ThreadPoolExecutor
 import math
-import multiprocessing
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 import pickle
 from typing import Any
@@ -528,10 +528,12 @@ def _work(url: str, n: int) -> None:
 
 
 @pytest.mark.parametrize("kind", ["sqlite", "journal"])
-def test_processes_promote_nobody_twice(kind: str, tmp_path: Path) -> None:
+def test_processes_promote_nobody_twice(
+    kind: str, tmp_path: Path, processes: ForkServerContext
+) -> None:
     url = f"sqlite:///{tmp_path}/s.db" if kind == "sqlite" else f"journal:{tmp_path}/s.log"
     optuna.create_study(study_name="halving", storage=open_storage(url))
-    with ProcessPoolExecutor(3, mp_context=multiprocessing.get_context("spawn")) as pool:
+    with ProcessPoolExecutor(3, mp_context=processes) as pool:
         list(pool.map(_work, [url] * 3, [12] * 3))
     study = optuna.load_study(study_name="halving", storage=open_storage(url))
     assert len(study.trials) == 36

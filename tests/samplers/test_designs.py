@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 import itertools
-import multiprocessing
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 import pickle
 import subprocess
@@ -138,19 +138,20 @@ study.optimize(
 def _work(url: str, name: str, barrier: Any) -> None:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     barrier.wait()
-    sampler = MAKERS[name](seed=1) if name != "lhs" else LatinHypercubeSampler(n_points=128)
+    sampler = MAKERS[name](seed=1) if name != "lhs" else LatinHypercubeSampler(n_points=64)
     study = optuna.load_study(study_name="s", storage=sqlite(url), sampler=sampler)
-    study.optimize(objective, n_trials=32)
+    study.optimize(objective, n_trials=16)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["sobol", "lhs"])
-def test_four_processes_share_one_design(name: str, tmp_path: Path) -> None:
+def test_four_processes_share_one_design(
+    name: str, tmp_path: Path, processes: ForkServerContext
+) -> None:
     path = str(tmp_path / "study.db")
     optuna.create_study(study_name="s", storage=sqlite(path))
-    context = multiprocessing.get_context("spawn")
-    barrier = context.Barrier(4)
-    workers = [context.Process(target=_work, args=(path, name, barrier)) for _ in range(4)]
+    barrier = processes.Barrier(4)
+    workers = [processes.Process(target=_work, args=(path, name, barrier)) for _ in range(4)]
     for worker in workers:
         worker.start()
     for worker in workers:
@@ -158,10 +159,10 @@ def test_four_processes_share_one_design(name: str, tmp_path: Path) -> None:
         assert worker.exitcode == 0
 
     trials = optuna.load_study(study_name="s", storage=sqlite(path)).trials
-    assert [t.number for t in trials] == list(range(128))
+    assert [t.number for t in trials] == list(range(64))
     assert all(t.state == TrialState.COMPLETE for t in trials)
-    alone = SobolSampler(seed=1) if name == "sobol" else LatinHypercubeSampler(n_points=128)
-    assert [t.params for t in trials] == run(alone, 128)
+    alone = SobolSampler(seed=1) if name == "sobol" else LatinHypercubeSampler(n_points=64)
+    assert [t.params for t in trials] == run(alone, 64)
 
 
 def test_threads_share_one_design(make: Make) -> None:

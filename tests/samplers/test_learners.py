@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 import math
-import multiprocessing
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 import pickle
 import subprocess
@@ -309,29 +309,32 @@ optuna.logging.set_verbosity(optuna.logging.ERROR)
 study = optuna.create_study(
     study_name="s",
     storage=optuna_ext.sqlite(sys.argv[1]),
-    sampler=getattr(optuna_ext, sys.argv[3])(),
+    sampler=getattr(optuna_ext, sys.argv[2])(),
     load_if_exists=True,
 )
-def objective(trial):
+for _ in range(25):
+    trial = study.ask()
     x, n = trial.suggest_float("x", -1, 1), trial.suggest_int("n", 1, 9)
     y = trial.suggest_float("y", 1e-3, 1, log=True)
-    return x ** 2 + (n - 3) ** 2 + y + (trial.suggest_categorical("c", ["a", "b"]) == "a")
-study.optimize(objective, n_trials=int(sys.argv[2]))
+    is_a = trial.suggest_categorical("c", ["a", "b"]) == "a"
+    study.tell(trial, x ** 2 + (n - 3) ** 2 + y + is_a)
 """
 
 
 @every
 def test_two_processes_after_each_other_are_as_one(sampler: Sampler, tmp_path: Path) -> None:
-    results = []
-    for name, parts in (("one", [100]), ("two", [50, 50])):
-        path = str(tmp_path / name)
-        for n_trials in parts:
-            command = [sys.executable, "-c", SCRIPT, path, str(n_trials), sampler.__name__]
-            subprocess.run(command, check=True)
-        study = optuna.load_study(study_name="s", storage=sqlite(path))
-        results.append([trial.params for trial in study.trials])
-    assert len(results[0]) == 100
-    assert results[0] == results[1]
+    """Each with its own hashes of texts, from which no random number may come."""
+    name, path = sampler.__name__, tmp_path / "study.db"
+    for _ in range(2):
+        subprocess.run([sys.executable, "-c", SCRIPT, path, name], check=True)
+    two = optuna.load_study(study_name="s", storage=sqlite(path))
+
+    one = optuna.create_study(study_name="s", sampler=sampler())
+    for trial in two.trials:
+        again = one.ask(trial.distributions)
+        assert again.params == trial.params
+        one.tell(again, trial.value)
+    assert len(one.trials) == 50
 
 
 class Interrupted(optuna.storages.InMemoryStorage):
@@ -408,11 +411,12 @@ def work(sampler: Sampler, path: str, n_trials: int) -> None:
 
 
 @every
-def test_four_processes_lose_and_repeat_nothing(sampler: Sampler, tmp_path: Path) -> None:
+def test_four_processes_lose_and_repeat_nothing(
+    sampler: Sampler, tmp_path: Path, processes: ForkServerContext
+) -> None:
     path = str(tmp_path / "study.db")
     study = optuna.create_study(study_name="s", storage=sqlite(path))
-    context = multiprocessing.get_context("spawn")
-    workers = [context.Process(target=work, args=(sampler, path, 15)) for _ in range(4)]
+    workers = [processes.Process(target=work, args=(sampler, path, 15)) for _ in range(4)]
     for worker in workers:
         worker.start()
     for worker in workers:

@@ -3,7 +3,7 @@ from __future__ import annotations
 from collections.abc import Callable
 import logging
 import math
-import multiprocessing
+from multiprocessing.context import ForkServerContext
 import os
 from pathlib import Path
 import pickle
@@ -182,11 +182,10 @@ def work(path: str, n_trials: int) -> None:
     study.optimize(train, n_trials=n_trials)
 
 
-def test_processes_train_the_same_lineages(tmp_path: Path) -> None:
+def test_processes_train_the_same_lineages(tmp_path: Path, processes: ForkServerContext) -> None:
     path = str(tmp_path / "study.db")
     study = optuna.create_study(study_name="s", storage=sqlite(path))
-    context = multiprocessing.get_context("spawn")
-    workers = [context.Process(target=work, args=(path, 2 * P)) for _ in range(3)]
+    workers = [processes.Process(target=work, args=(path, 2 * P)) for _ in range(3)]
     for worker in workers:
         worker.start()
     for worker in workers:
@@ -363,13 +362,13 @@ def die(path: str) -> None:
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
-def test_heartbeats_tell_who_is_dead(tmp_path: Path) -> None:
+def test_heartbeats_tell_who_is_dead(tmp_path: Path, processes: ForkServerContext) -> None:
     path = str(tmp_path / "study.db")
     study = optuna.create_study(
         study_name="s", storage=sqlite(path, heartbeat=1), sampler=pbt(lost_after=100.0)
     )
     study.optimize(train, n_trials=P - 1)
-    worker = multiprocessing.get_context("spawn").Process(target=die, args=(path,))
+    worker = processes.Process(target=die, args=(path,))
     worker.start()
     worker.join()
     assert worker.exitcode == -signal.SIGKILL

@@ -40,13 +40,15 @@ SPACE = {
 DEFAULTS = {"x": 0.5, "kind": "flat"}
 
 
-def objective(trial, *, epochs=2, pause=0.0, shape="plane"):
+def objective(trial, *, epochs=2, pause=0.0, hang_from=None, shape="plane"):
     x = trial.suggest_float("x", 0.0, 1.0)
     steep = trial.suggest_categorical("kind", ("flat", "steep")) == "steep"
     slope = trial.suggest_int("n", 1, 4) if steep else 1
     for epoch in range(epochs):
-        time.sleep(0 if os.path.exists("hurry") else pause / epochs)
+        time.sleep(pause / epochs)
         trial.report(slope * x, epoch)
+    while hang_from is not None and trial.number >= hang_from and not os.path.exists("go on"):
+        time.sleep(0.02)
     return slope * x
 
 
@@ -140,8 +142,10 @@ class Toy:
 
     def start(self, *arguments: object, function: str = "objective") -> subprocess.Popen[str]:
         """Start a study in a process group of its own, as a terminal does."""
+        # Of all samplers this one is imported the soonest.
+        given = self.arguments("--sampler", "random", *arguments, function=function)
         process = subprocess.Popen(
-            [sys.executable, "-m", "studies.run", *self.arguments(*arguments, function=function)],
+            [sys.executable, "-m", "studies.run", *given],
             cwd=self.folder,
             env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
             stdout=subprocess.PIPE,
@@ -151,6 +155,10 @@ class Toy:
         )
         self.processes.append(process)
         return process
+
+    def let_go(self) -> None:
+        """End the waiting of the trials from number ``hang_from`` on."""
+        (self.folder / "go on").touch()
 
     def trials(self) -> list[FrozenTrial]:
         if not self.database.exists():
@@ -166,7 +174,7 @@ class Toy:
 
     def wait_for(self, condition: Callable[[list[FrozenTrial]], bool]) -> list[FrozenTrial]:
         """Wait until the trials in the storage fulfill a condition."""
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 240  # before pytest's own timeout
         while time.monotonic() < deadline:
             trials = self.trials()
             if condition(trials):
@@ -176,14 +184,22 @@ class Toy:
 
 
 @pytest.fixture
-def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Toy]:
-    (tmp_path / "toy.py").write_text(TOY)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The current directory; what is imported from it is forgotten afterwards."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
-    made = Toy(tmp_path)
+    yield tmp_path
+    for name, module in list(sys.modules.items()):
+        if Path(getattr(module, "__file__", None) or "").is_relative_to(tmp_path):
+            del sys.modules[name]
+
+
+@pytest.fixture
+def toy(folder: Path) -> Iterator[Toy]:
+    (folder / "toy.py").write_text(TOY)
+    made = Toy(folder)
     yield made
-    sys.modules.pop("toy", None)
     for process in made.processes:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 import contextlib
-from pathlib import Path
 import shlex
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -23,7 +23,12 @@ from studies import run
 
 
 if TYPE_CHECKING:
+    from playwright.sync_api import Browser
+    from playwright.sync_api import Page
+
     from tests.studies.conftest import Toy
+
+pytestmark = pytest.mark.browser
 
 _FLAGS = [
     "--headless",
@@ -35,20 +40,30 @@ _FLAGS = [
     "--disable-component-update",
     "--disable-sync",
 ]
+_PATIENCE = 120_000  # milliseconds; a busy machine starts servers and browsers slowly
 
 
-@pytest.fixture
-def chromium() -> str:
-    """Find a Chromium of this machine."""
-    for name in ("chromium", "chromium-browser", "google-chrome"):
-        if path := shutil.which(name):
-            return path
-    pytest.skip("NO BROWSER: install chromium to see the dashboard tested")
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """A Chromium of this machine."""
+    names = ("chromium", "chromium-browser", "google-chrome")
+    found = next(filter(None, map(shutil.which, names)), None)
+    if found is None:
+        pytest.skip("NO BROWSER: install chromium to see the dashboard tested")
+    from playwright.sync_api import expect
+    from playwright.sync_api import sync_playwright
+
+    expect.set_options(timeout=_PATIENCE)
+    with (
+        sync_playwright() as playwright,
+        playwright.chromium.launch(executable_path=found, args=_FLAGS) as browser,
+    ):
+        yield browser
 
 
 @contextlib.contextmanager
-def _serve(command: str) -> Iterator[str]:
-    """Run the dashboard command that the study printed, on a free port."""
+def _shown(browser: Browser, command: str, study: str) -> Iterator[Page]:
+    """Look at a study in the dashboard that a command starts, on a free port."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -60,122 +75,94 @@ def _serve(command: str) -> Iterator[str]:
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    address = f"http://127.0.0.1:{port}"
     try:
-        deadline = time.monotonic() + 60
-        while time.monotonic() < deadline:
-            with contextlib.suppress(urllib.error.URLError, ConnectionError):
-                urllib.request.urlopen(f"{address}/dashboard/", timeout=5).close()
-                break
-            time.sleep(0.2)
-        yield address
+        address = f"http://127.0.0.1:{port}/dashboard/"
+        _wait_for(address, server)
+        with contextlib.closing(browser.new_page()) as page:
+            page.set_default_timeout(_PATIENCE)
+            page.goto(address)
+            page.get_by_text(f"1. {study}").click()
+            yield page
     finally:
         server.terminate()
-        server.wait(timeout=30)
+        server.wait()
 
 
-@pytest.mark.browser
-def test_the_dashboard_shows_history_and_best_trial(
-    toy: Toy, capsys: pytest.CaptureFixture[str], chromium: str
+def _wait_for(address: str, server: subprocess.Popen[bytes]) -> None:
+    while server.poll() is None:
+        with contextlib.suppress(urllib.error.URLError, ConnectionError):
+            urllib.request.urlopen(address).close()
+            return
+        time.sleep(0.2)
+    raise ChildProcessError("the dashboard has ended")
+
+
+def _command(capsys: pytest.CaptureFixture[str]) -> str:
+    """Return the dashboard command that the study printed."""
+    return capsys.readouterr().out.partition("Look closer: ")[2].strip()
+
+
+def test_history_and_best_trial(
+    toy: Toy, capsys: pytest.CaptureFixture[str], browser: Browser
 ) -> None:
     from playwright.sync_api import expect
-    from playwright.sync_api import sync_playwright
 
     assert run.main(toy.arguments("--trials", 8)) == 0
-    command = capsys.readouterr().out.partition("Look closer: ")[2].strip()
     best = max(toy.trials(), key=lambda t: t.value or 0.0)
-    with (
-        _serve(command) as address,
-        sync_playwright() as playwright,
-        playwright.chromium.launch(executable_path=chromium, args=_FLAGS) as browser,
-    ):
-        page = browser.new_page()
-        page.goto(f"{address}/dashboard/")
-        page.get_by_text("1. toy").click(timeout=60_000)
-        points = page.locator("#plot-history path.point")
-        expect(points).to_have_count(8, timeout=60_000)
+    with _shown(browser, _command(capsys), "toy") as page:
+        expect(page.locator("#plot-history path.point")).to_have_count(8)
         card = page.locator(".MuiCard-root", has_text="Best Trial").first
-        expect(card).to_contain_text(f"number={best.number}", timeout=30_000)
+        expect(card).to_contain_text(f"number={best.number}")
         expect(card).to_contain_text(str(best.value))
 
 
-@pytest.mark.browser
-def test_the_dashboard_shows_the_family_tree_of_a_population(
-    toy: Toy, capsys: pytest.CaptureFixture[str], chromium: str
+def test_the_family_tree_of_a_population(
+    toy: Toy, capsys: pytest.CaptureFixture[str], browser: Browser
 ) -> None:
     from playwright.sync_api import expect
-    from playwright.sync_api import sync_playwright
 
     flags = ["--population", "3", "--interval", "1", "--generations", "2", "--device", "cpu"]
     assert pbt.main(["digits", *flags, "--storage", "toy.db", "--no-figure"]) == 0
-    command = capsys.readouterr().out.partition("Look closer: ")[2].strip()
-    with (
-        _serve(command) as address,
-        sync_playwright() as playwright,
-        playwright.chromium.launch(executable_path=chromium, args=_FLAGS) as browser,
-    ):
-        page = browser.new_page()
-        page.goto(f"{address}/dashboard/")
-        page.get_by_text("1. digits-pbt").click(timeout=60_000)
+    with _shown(browser, _command(capsys), "digits-pbt") as page:
         tree = page.locator("[id*=family-tree]").first
-        expect(tree).to_contain_text("lineage of the best", timeout=60_000)
-        expect(tree.locator("path.point")).to_have_count(6, timeout=60_000)
+        expect(tree).to_contain_text("lineage of the best")
+        expect(tree.locator("path.point")).to_have_count(6)
 
 
-@pytest.mark.browser
-def test_the_dashboard_shows_who_survived(
-    toy: Toy, capsys: pytest.CaptureFixture[str], chromium: str
-) -> None:
+def test_who_survived(toy: Toy, capsys: pytest.CaptureFixture[str], browser: Browser) -> None:
     from playwright.sync_api import expect
-    from playwright.sync_api import sync_playwright
 
     flags = ["--epochs", "2", "--eta", "2", "--min-epochs", "1", "--trials", "5", "--synchronous"]
     given = ["digits", *flags, "--device", "cpu", "--storage", "toy.db", "--no-figure"]
     assert halving.main(given) == 0
-    command = capsys.readouterr().out.partition("Look closer: ")[2].strip()
-    with (
-        _serve(command) as address,
-        sync_playwright() as playwright,
-        playwright.chromium.launch(executable_path=chromium, args=_FLAGS) as browser,
-    ):
-        page = browser.new_page()
-        page.goto(f"{address}/dashboard/")
-        page.get_by_text("1. digits-halving").click(timeout=60_000)
+    with _shown(browser, _command(capsys), "digits-halving") as page:
         chart = page.locator("[id*=survival]").first
-        expect(chart).to_contain_text("reached the end", timeout=60_000)
-        expect(chart).to_contain_text("step 1", timeout=60_000)
+        expect(chart).to_contain_text("reached the end")
+        expect(chart).to_contain_text("step 1")
 
 
-@pytest.mark.browser
-def test_a_study_that_trains_together_is_seen_while_it_runs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chromium: str
-) -> None:
+def test_a_study_that_trains_together_is_seen_while_it_runs(toy: Toy, browser: Browser) -> None:
     from playwright.sync_api import expect
-    from playwright.sync_api import sync_playwright
 
-    monkeypatch.chdir(tmp_path)
     command = [sys.executable, "-m", "studies.boundaries", "--fused", "--net", "logistic"]
-    command += ["--study", "together", "--storage", "study.db", "--device", "cpu"]
+    command += ["--study", "toy", "--storage", "toy.db", "--device", "cpu"]
     command += ["--trials", "100000", "--slots", "4", "--epochs", "3"]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as study:
-        assert study.stderr is not None
-        study.stderr.readline()  # the first line of progress: there are trials
-        with (
-            _serve("optuna-dashboard sqlite:///study.db") as address,
-            sync_playwright() as playwright,
-            playwright.chromium.launch(executable_path=chromium, args=_FLAGS) as browser,
-        ):
-            page = browser.new_page()
-            page.goto(f"{address}/dashboard/")
-            page.get_by_text("1. together").click(timeout=60_000)
+    study = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        toy.wait_for(lambda trials: any(trial.value is not None for trial in trials))
+        study.send_signal(signal.SIGSTOP)  # only to let the others have the processors
+        with _shown(browser, "optuna-dashboard sqlite:///toy.db", "toy") as page:
             points = page.locator("#plot-history path.point")
-            expect(points).not_to_have_count(0, timeout=60_000)
+            expect(points).not_to_have_count(0)
             seen = points.count()
-            assert study.poll() is None
+            study.send_signal(signal.SIGCONT)
             page.reload()
-            expect(points).not_to_have_count(seen, timeout=60_000)  # it grows
-            page.goto(f"{address}/dashboard/studies/1/trials?numbers=0")
-            expect(page.get_by_text("valid_accuracy").first).to_be_visible(timeout=60_000)
+            expect(points).not_to_have_count(seen)  # it grows
             assert study.poll() is None
+            study.send_signal(signal.SIGSTOP)
+            page.goto(f"{page.url.partition('/studies')[0]}/studies/1/trials?numbers=0")
+            expect(page.get_by_text("valid_accuracy").first).to_be_visible()
+    finally:
+        study.send_signal(signal.SIGCONT)
         study.terminate()
-        study.communicate(timeout=60)
+        study.wait()

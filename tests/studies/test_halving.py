@@ -19,13 +19,9 @@ from studies import halving
 from studies._survival import survival_chart
 
 
+pytestmark = pytest.mark.usefixtures("folder")
+
 SMALL = ["digits", "--epochs", "4", "--eta", "2", "--min-epochs", "1", "--device", "cpu"]
-
-
-@pytest.fixture(autouse=True)
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
 
 
 def load(name: str = "digits-halving") -> Study:
@@ -36,9 +32,11 @@ def test_halving_of_digits(capsys: pytest.CaptureFixture[str]) -> None:
     arguments = [*SMALL, "--synchronous", "--sampler", "sobol", "--seed", "0"]
     assert halving.main([*arguments, "--trials", "5"]) == 0
     out = capsys.readouterr().out
-    assert "Survival chart: runs/digits-halving-survival.html" in out
+    assert "Survival: runs/digits-halving-survival.html" in out
     assert halving.main([*arguments, "--trials", "7", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["study"] == "digits-halving"
+    summary = json.loads(capsys.readouterr().out)
+    assert summary["study"] == "digits-halving"
+    assert summary["charts"] == {"survival": "runs/digits-halving-survival.html"}
 
     study = load()
     trials = study.get_trials()
@@ -95,6 +93,7 @@ def test_the_plan_trains_nothing(capsys: pytest.CaptureFixture[str]) -> None:
         ),
         (["digit"], "unknown objective 'digit': did you mean 'digits'?"),
         (["digits", "--pruner", "median"], "'halving' brings its own pruner"),
+        (["digits", "--storage", "none/s.db"], "the directory none of s.db does not exist"),
     ],
 )
 def test_what_cannot_be_done(
@@ -104,4 +103,15 @@ def test_what_cannot_be_done(
     assert halving.main(arguments) != 0
     (line,) = capsys.readouterr().err.splitlines()
     assert message in line
-    assert not Path("runs").exists()
+    assert [path.name for path in Path().iterdir() if path.suffix != ".py"] == []
+
+
+def test_a_broken_objective_fails_its_trials(capsys: pytest.CaptureFixture[str]) -> None:
+    """Also where it breaks before its first parameter."""
+    Path("own.py").write_text(
+        "def objective(trial, *, epochs=1, checkpoints=None):\n    raise RuntimeError('no luck')\n"
+    )
+    flags = ["--sampler", "random", "--trials", "2", "--no-figure"]
+    assert halving.main(["own.py:objective", *flags]) == 1
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last == "error: every trial failed, the last one with RuntimeError: no luck"

@@ -40,16 +40,21 @@ def _has_one_done_and_one_running(trials: list[FrozenTrial]) -> bool:
     return any(t.state == TrialState.COMPLETE for t in trials) and _is_running(trials)
 
 
+def _processes(trials: list[FrozenTrial]) -> set[str]:
+    """Name the processes that have taken a trial."""
+    return {t.user_attrs["process"] for t in trials if "process" in t.user_attrs}
+
+
 def _workers(process: subprocess.Popen[str]) -> list[psutil.Process]:
     children: list[psutil.Process] = psutil.Process(process.pid).children()
     return children
 
 
 def test_ctrl_c_among_the_imports_is_silent(toy: Toy) -> None:
-    code = "import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(30)\n"
+    code = "import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(600)\n"
     (toy.folder / "optuna.py").write_text(code)
     process = toy.start()
-    out, err = process.communicate(timeout=20)
+    out, err = process.communicate()
     assert (out, err) == ("", "")
     assert process.returncode == -signal.SIGINT
 
@@ -86,43 +91,41 @@ def test_a_signal_that_python_drops_is_raised_again(capsys: pytest.CaptureFixtur
     def trial() -> None:
         with interrupt.raising():
             Finalized()
-            time.sleep(20)
+            time.sleep(600)
 
     interrupt = Interrupt()
-    began = time.monotonic()
     with interrupt.listening(), pytest.raises(KeyboardInterrupt):
         trial()
-    assert time.monotonic() - began < 10
     assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_ends_the_study_in_order(toy: Toy, number: signal.Signals, code: int) -> None:
-    command = ("--trials", 5, "--arg", "pause=3")  # slow enough to be caught in the middle
+    command = ("--trials", 5, "--arg", "hang_from=1")
     process = toy.start(*command)
     toy.wait_for(_has_one_done_and_one_running)
     os.killpg(process.pid, number)
-    out, err = process.communicate(timeout=30)
+    out, err = process.communicate()
     assert process.returncode == code
     assert "Best trial" in out
     assert "failed: interrupted" in err
     assert "Traceback" not in err
     assert toy.states()["FAIL"] == 1
     assert "RUNNING" not in toy.states()
-    (toy.folder / "hurry").touch()
-    assert toy.start(*command).wait(timeout=60) == 0
+    toy.let_go()
+    assert toy.start(*command).wait() == 0
     assert toy.states() == {"COMPLETE": 4, "FAIL": 1}
 
 
 def test_a_killed_study_goes_on_to_its_total(toy: Toy) -> None:
-    command = ("--trials", 5, "--arg", "pause=3")  # slow enough to be caught in the middle
+    command = ("--trials", 5, "--arg", "hang_from=1")
     process = toy.start(*command)
     toy.wait_for(_has_one_done_and_one_running)
     process.kill()
-    process.wait(timeout=30)
+    process.wait()
     assert toy.states()["RUNNING"] == 1
-    (toy.folder / "hurry").touch()
-    assert toy.start(*command).wait(timeout=60) == 0
+    toy.let_go()
+    assert toy.start(*command).wait() == 0
     assert toy.states() == {"COMPLETE": 4, "FAIL": 1}
     (failed,) = (t for t in toy.trials() if t.state == TrialState.FAIL)
     assert failed.user_attrs["reason"] == "its process was killed"
@@ -130,18 +133,18 @@ def test_a_killed_study_goes_on_to_its_total(toy: Toy) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_with_retries_the_same_command_loses_no_trial(toy: Toy, number: signal.Signals) -> None:
-    command = ("--trials", 5, "--arg", "pause=3", "--retries", 1)
+    command = ("--trials", 5, "--arg", "hang_from=1", "--retries", 1)
     process = toy.start(*command)
     cut = toy.wait_for(_has_one_done_and_one_running)[-1]
     process.send_signal(number)
-    process.wait(timeout=30)
-    (toy.folder / "hurry").touch()
-    assert toy.start(*command).wait(timeout=60) == 0
+    process.wait()
+    toy.let_go()
+    assert toy.start(*command).wait() == 0
     assert toy.states() == {"COMPLETE": 5, "FAIL": 1}
     (repeated,) = (t for t in toy.trials() if t.system_attrs.get("failed_trial") == cut.number)
     assert repeated.params == toy.trials()[cut.number].params
     assert len({t.params["x"] for t in toy.trials()}) == 5
-    assert toy.start(*command).wait(timeout=60) == 0  # it has its total
+    assert toy.start(*command).wait() == 0  # it has its total
     assert len(toy.trials()) == 6
 
 
@@ -162,7 +165,7 @@ def test_a_process_killed_before_it_signs_its_trial_leaves_no_orphan(toy: Toy) -
     """
     subprocess.run([sys.executable, "-c", code], check=False, env={**os.environ, **_path()})
     assert toy.states() == {"RUNNING": 1}
-    assert toy.start("--trials", 3).wait(timeout=60) == 0
+    assert toy.start("--trials", 3).wait() == 0
     assert toy.states() == {"COMPLETE": 2, "FAIL": 1}
 
 
@@ -173,31 +176,35 @@ def _path() -> dict[str, str]:
 
 
 def test_two_terminals_share_one_total(toy: Toy) -> None:
-    command = ("--trials", 101, "--sampler", "random", "--arg", "pause=0.02")
+    command = ("--trials", 101, "--arg", "hang_from=0")
     both = [toy.start(*command) for _ in range(2)]
-    assert [process.wait(timeout=60) for process in both] == [0, 0]
+    toy.wait_for(lambda trials: len(_processes(trials)) == 2)
+    toy.let_go()
+    assert [process.wait() for process in both] == [0, 0]
     assert toy.states() == {"COMPLETE": 101}
     assert len({t.params["x"] for t in toy.trials()}) == 101
-    assert len({t.user_attrs["process"] for t in toy.trials()}) == 2
+    assert len(_processes(toy.trials())) == 2
 
 
 def test_a_killed_worker_is_started_again(toy: Toy) -> None:
-    process = toy.start("--trials", 16, "--workers", 2, "--arg", "pause=1", "--json")
+    process = toy.start("--trials", 16, "--workers", 2, "--arg", "hang_from=1", "--json")
     trials = toy.wait_for(_has_one_done_and_one_running)
     pid = int(next(t for t in trials if _is_at_work(t)).user_attrs["process"].split()[1])
     os.kill(pid, signal.SIGKILL)
-    out, err = process.communicate(timeout=90)
+    toy.wait_for(lambda trials: len(_processes(trials)) == 3)
+    toy.let_go()
+    out, err = process.communicate()
     assert process.returncode == 0
     assert "was killed by SIGKILL: starting it again" in err
     assert toy.states() == {"COMPLETE": 15, "FAIL": 1}
     assert json.loads(out)["trials"]["complete"] == 15
     assert len({t.params["x"] for t in toy.trials()}) == 16
-    assert len({t.user_attrs["process"] for t in toy.trials()}) == 3
+    assert len(_processes(toy.trials())) == 3
 
 
 def test_workers_that_keep_dying_are_given_up(toy: Toy) -> None:
     process = toy.start("--trials", 30, "--workers", 2, function="kills_its_process")
-    _, err = process.communicate(timeout=90)
+    _, err = process.communicate()
     assert process.returncode == 1
     assert toy.states() == {"FAIL": 8}
     assert err.count("starting it again") == 6
@@ -206,12 +213,12 @@ def test_workers_that_keep_dying_are_given_up(toy: Toy) -> None:
 
 
 def test_ctrl_c_ends_all_workers(toy: Toy) -> None:
-    process = toy.start("--trials", 30, "--workers", 2, "--arg", "pause=0.5")
+    process = toy.start("--trials", 30, "--workers", 2, "--arg", "hang_from=1")
     toy.wait_for(_has_one_done_and_one_running)
     workers = _workers(process)
     assert len(workers) == 2
     os.killpg(process.pid, signal.SIGINT)
-    out, err = process.communicate(timeout=30)
+    out, err = process.communicate()
     assert process.returncode == 130
     assert "Best trial" in out
     assert "Traceback" not in err
@@ -224,7 +231,7 @@ def test_a_comparison_does_not_wait_for_its_workers(toy: Toy) -> None:
         "import pathlib, time\n"
         "def objective(trial):\n"
         "    pathlib.Path('begun').touch()\n"
-        "    time.sleep(40)\n"
+        "    time.sleep(600)\n"
         "    return trial.suggest_float('x', 0, 1)\n"
     )
     command = "--on slow.py:objective --sampler random --seeds 2 --trials 1 --at 1 --workers 2"
@@ -238,17 +245,17 @@ def test_a_comparison_does_not_wait_for_its_workers(toy: Toy) -> None:
     while process.poll() is None and not (toy.folder / "begun").exists():
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=15)
+    _, err = process.communicate()
     assert process.returncode == 130
     assert err == "error: interrupted\n"
 
 
 def test_workers_end_with_their_parent(toy: Toy) -> None:
-    process = toy.start("--trials", 30, "--workers", 2, "--arg", "pause=0.5")
+    process = toy.start("--trials", 30, "--workers", 2, "--arg", "hang_from=1")
     toy.wait_for(_has_one_done_and_one_running)
     workers = _workers(process)
     process.kill()
-    _, alive = psutil.wait_procs(workers, timeout=15)
+    _, alive = psutil.wait_procs(workers, timeout=120)
     assert not alive
     assert "RUNNING" not in toy.states()
     done = len(toy.trials())

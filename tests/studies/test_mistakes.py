@@ -92,6 +92,7 @@ def test_a_mistake_is_one_sentence_and_nothing_is_written(
     [
         ("toy.py:objectiv", "did you mean 'objective'?"),
         ("other.py:objective", "there is no file 'other.py'"),
+        ("folder.py:objective", "there is no file 'folder.py'"),
         ("toy.py", "must be module:function or path/to/file.py:function"),
         ("no_such_module:objective", "cannot import 'no_such_module'"),
         ("broken.py:objective", "cannot import 'broken.py': SyntaxError"),
@@ -107,6 +108,7 @@ def test_an_objective_that_is_not_there(
     toy: Toy, capsys: pytest.CaptureFixture[str], target: str, sentence: str
 ) -> None:
     (toy.folder / "broken.py").write_text("def objective(trial:\n")
+    (toy.folder / "folder.py").mkdir()
     (toy.folder / "script.py").write_text("raise SystemExit(3)\n")
     assert run.main([target]) == 2
     assert sentence in capsys.readouterr().err

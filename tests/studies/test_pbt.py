@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
 import json
 import os
 from pathlib import Path
@@ -44,13 +43,8 @@ def forgetful(trial, *, interval=1):
 
 
 @pytest.fixture(autouse=True)
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    (tmp_path / "own.py").write_text(OWN)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.setattr(sys, "dont_write_bytecode", True)
-    yield tmp_path
-    sys.modules.pop("own", None)
+def own(folder: Path) -> None:
+    (folder / "own.py").write_text(OWN)
 
 
 def load(name: str = "digits-pbt", storage: str = "runs/digits.db") -> Study:
@@ -139,7 +133,8 @@ def test_a_killed_population_goes_on_as_if_nothing_had_happened() -> None:
         ([*SMALL, "--exploit", "best"], "--exploit"),
         (["own.py:forgetful"], "objective 'own-forgetful' must take the argument 'checkpoints'"),
         (["own.py:none"], "unknown function 'none'"),
-        (["digts"], "must be module:function"),
+        (["digts"], "unknown objective 'digts': did you mean 'digits'?"),
+        ([*SMALL, "--architecture", "unit_0"], "did you mean 'units_0'? choose from"),
         (["boundaries", "--arg", "dataset=9"], "dataset must be 1, 2 or 3"),
     ],
 )

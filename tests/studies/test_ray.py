@@ -51,12 +51,12 @@ def test_workers_are_tasks_of_the_cluster(cluster: str, toy: Toy) -> None:
 
 
 def test_a_killed_worker_is_started_again_and_loses_nothing(cluster: str, toy: Toy) -> None:
-    command = ("--trials", 8, "--arg", "pause=2", "--workers", 2, "--retries", 1)
+    command = ("--trials", 8, "--arg", "hang_from=1", "--workers", 2, "--retries", 1)
     process = toy.start(*command, "--ray", cluster)
     trials = toy.wait_for(_is_running)
     victim = next(t for t in trials if t.state == TrialState.RUNNING).user_attrs["process"]
     os.kill(int(victim.split()[1]), signal.SIGKILL)
-    (toy.folder / "hurry").touch()
+    toy.let_go()
     _, errors = process.communicate(timeout=200)
     assert process.returncode == 0, errors
     assert "starting it again" in errors
@@ -64,7 +64,7 @@ def test_a_killed_worker_is_started_again_and_loses_nothing(cluster: str, toy: T
 
 
 def test_an_interrupt_reaches_the_cluster(cluster: str, toy: Toy) -> None:
-    process = toy.start("--trials", 8, "--arg", "pause=3", "--ray", cluster, "--retries", 1)
+    process = toy.start("--trials", 8, "--arg", "hang_from=1", "--ray", cluster, "--retries", 1)
     toy.wait_for(_is_running)
     process.send_signal(signal.SIGINT)
     out, _ = process.communicate(timeout=100)

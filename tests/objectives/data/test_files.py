@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-import time
 from typing import NoReturn
 
 import pytest
@@ -72,11 +71,9 @@ def test_a_failed_download_says_what_to_put_where_and_hides_the_socket(
     assert caught.value.__suppress_context__
 
 
-def test_no_internet_is_noticed_soon() -> None:
-    began = time.monotonic()
+def test_no_internet_is_noticed() -> None:
     with pytest.raises(DataNotFoundError, match="could not be downloaded"):
         published("http://host.invalid/").find()
-    assert time.monotonic() - began < 30
 
 
 class Response:

@@ -1,0 +1,96 @@
+"""Studies whose trials go on from each other's checkpoints, of our objectives or your own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+from typing import Any
+
+import typer
+
+from studies._errors import mistakes_in_a_sentence
+from studies._errors import unknown
+from studies._errors import UserError
+from studies._job import file_beside
+from studies._objective import find_objective
+from studies._objective import Objective
+from studies._options import Options
+from studies._plan import default_storage
+from studies._plan import make_plan
+from studies._plan import Plan
+from studies._plan import study_name
+
+
+_OURS = ("boundaries", "digits", "fashion", "mnist")
+
+Target = Annotated[
+    str, typer.Argument(help=f"{', '.join(_OURS)}, module:function or file.py:function.")
+]
+
+
+def find_target(target: str) -> Objective:
+    """Import the objective that a ``Target`` names.
+
+    Raises:
+        UserError: If that is not possible.
+    """
+    if target in _OURS:
+        return find_objective(f"objectives.{target}:objective")
+    if ":" not in target:
+        raise unknown("objective", target, (*_OURS, "module:function", "file.py:function"))
+    return find_objective(target)
+
+
+def make_continuation_plan(
+    options: Options,
+    objective: Objective,
+    *,
+    method: str,
+    arguments: Mapping[str, Any],
+    given: Mapping[str, Any] | None = None,
+) -> Plan:
+    """Check everything, down to the data, before something is written.
+
+    Args:
+        options: The shared flags; the study and where it and its checkpoints are have names of
+            their own by default.
+        objective: What to optimize.
+        method: Ends the study's name.
+        arguments: The objective's own arguments.
+        given: Arguments that the method gives it.
+
+    Raises:
+        UserError: If something is wrong.
+    """
+    given = given or {}
+    for name in (*given, "checkpoints"):
+        if name not in objective.keywords():
+            raise UserError(
+                f"objective {objective.name!r} must take the argument {name!r}, as --help says"
+            )
+    storage = options.storage or default_storage(objective)
+    study = options.study or f"{study_name(objective, arguments)}-{method}"
+    checkpoints = options.checkpoints or str(file_beside(storage, f"{study}-checkpoints"))
+    plan = make_plan(
+        replace(options, storage=storage, study=study, checkpoints=checkpoints),
+        objective,
+        arguments={**arguments, **given},
+        directions=objective.directions,
+    )
+    objective.rehearse(plan.job.arguments)
+    if objective.target.startswith("objectives."):
+        _check_data(objective, arguments, data_dir=options.data_dir)
+    return plan
+
+
+def _check_data(
+    objective: Objective, arguments: Mapping[str, Any], *, data_dir: Path | None
+) -> None:
+    """Notice missing data before there is a study."""
+    import torch
+
+    own = {n: value for n, value in arguments.items() if n in objective.own_keywords()}
+    with mistakes_in_a_sentence():
+        objective.module.task(**own, data_dir=data_dir).data(torch.device("cpu"))
