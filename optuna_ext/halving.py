@@ -93,10 +93,11 @@ class SuccessiveHalving(_PauseAndPromote):
     beginning.
 
     Any number of workers may share the study. By default a trial is promoted as soon as it belongs
-    to the best of its rung by then (ASHA, Li et al. 2020), the highest rung first; ``synchronous``
-    promotes when all trials of a round have reached the rung, and fills the time with the next
-    round. No trial is promoted twice. One that fails is tried again from its parent's
-    checkpoint by the next free worker, up to three times in a row.
+    to the best of its rung by then (ASHA, Li et al. 2020), the highest rung first, but not before
+    as many as in a synchronous round, or 16, are there to compare. ``synchronous`` promotes when
+    all trials of a round have reached the rung, and fills the time with the next round. No trial
+    is promoted twice. One that fails is tried again from its parent's checkpoint by the next free
+    worker, up to three times in a row.
 
     New parameters come from ``base_sampler``. It sees every set of parameters once, and all at the
     same rung: at the highest one that ten have reached, which with a model-based sampler makes
@@ -155,7 +156,8 @@ class SuccessiveHalving(_PauseAndPromote):
             Whether to wait until a round has reached the rung.
         n_trials_per_round:
             How many sets of parameters begin a synchronous round; by default as many as leave one
-            at the end.
+            at the end. An asynchronous search compares as many, but at most 16, before the first
+            of them goes on.
         first_step:
             The step with which the objective reports its first unit of training: 1 or 0.
         value:

@@ -8,6 +8,8 @@ With a model-based sampler underneath, some minutes more::
 
     python -m studies.compare_pruners runs/curves-digits.npz --base random --base tpe --seeds 5
 
+Where Syne Tune is installed, its ASHA takes part.
+
 Each worker trains an epoch per unit of time. With the base sampler ``random``, a search begins all
 configurations of the table once, and *lost* are those of the best 5% that were never trained to
 the end. With others, which get the nearest configurations that are left, it ends after 32 whole
@@ -51,10 +53,14 @@ from studies._curve_table import Floats
 from studies._equivalents import random_equivalents
 from studies._errors import SentenceCommand
 from studies._errors import unknown
+from studies._errors import UserError
 from studies._figures import check_figure_path
 from studies._figures import write_figure
 from studies._logs import ConsoleHandler
 from studies._logs import quiet_optuna
+from studies._syne_tune import HOW_TO_INSTALL
+from studies._syne_tune import is_installed
+from studies._syne_tune import SyneTuneAsha
 from studies._virtual_time import Search
 from studies._virtual_time import search
 
@@ -66,6 +72,7 @@ _TARGETS = (0.02, 0.01, 0.004)  # shares of the best configurations
 _BEST = 0.05
 _WHOLE = "random"  # the base sampler whose searches go through the whole table
 _SHA = "optuna-sha"
+_SYNE_TUNE = "syne-tune-asha"
 
 
 def _promote(**arguments: Any) -> Callable[[BaseSampler, int], _Pair]:
@@ -95,6 +102,7 @@ METHODS: dict[str, Callable[[BaseSampler, int], _Pair]] = {
     "halving-all-rungs": _promote(min_resource=1),
     "halving-synchronous": _promote(synchronous=True),
     "hyperband": _hyperband,
+    _SYNE_TUNE: lambda base, epochs: (base, SyneTuneAsha(max_resource=epochs)),
 }
 """By name: what makes a sampler and a pruner of a base sampler and the longest training."""
 
@@ -138,10 +146,7 @@ def main(
     json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
 ) -> None:
     """Compare pruners on learning curves of real trainings."""
-    methods = method or list(METHODS)
-    for name in methods:
-        if name not in METHODS:
-            raise unknown("--method", name, METHODS)
+    methods = _known_methods(method) if method else _installed_methods()
     bases = base or [_WHOLE]
     for name in bases:
         make_sampler(name, seed=0)
@@ -169,6 +174,22 @@ def main(
     for name, rows in results.items():
         console.print(_table(f"{name}: {workers} workers, {seeds} seeds", rows))
     console.print(f"regret over time: {path}", highlight=False, soft_wrap=True)
+
+
+def _known_methods(names: list[str]) -> list[str]:
+    for name in names:
+        if name not in METHODS:
+            raise unknown("--method", name, METHODS)
+    if _SYNE_TUNE in names and not is_installed():
+        raise UserError(f"--method {_SYNE_TUNE} needs Syne Tune: {HOW_TO_INSTALL}")
+    return names
+
+
+def _installed_methods() -> list[str]:
+    if is_installed():
+        return list(METHODS)
+    typer.echo(f"{_SYNE_TUNE} is left out: it needs Syne Tune, {HOW_TO_INSTALL}", err=True)
+    return [name for name in METHODS if name != _SYNE_TUNE]
 
 
 def _searches(

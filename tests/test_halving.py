@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures import ThreadPoolExecutor
 import math
@@ -142,30 +143,45 @@ def test_a_synchronous_round_promotes_exactly_the_best() -> None:
             assert {t.user_attrs["parent"] for t in field} == {t.number for t in best[:n]}
 
 
-def test_asynchronous_halving_promotes_from_the_top() -> None:
-    pair = SuccessiveHalving(
-        min_resource=1, max_resource=4, reduction_factor=2, base_sampler=RandomSampler(seed=0)
-    )
-    study = study_of(pair)
-    values = iter([0.5, 0.1, 0.3, 0.2, 0.0])
-    actions = []
-    for _ in range(9):
+def start_and_pause(study: Study, values: Sequence[float], n_trials: int) -> list[int | None]:
+    """Train newborns that have constant values on rungs 1, 2, 4; return every trial's parent."""
+    newborn = iter(values)
+    parents: list[int | None] = []
+    for _ in range(n_trials):
         trial = study.ask()
-        parent = study.trials[trial.number].user_attrs.get("parent")
-        actions.append(parent)
-        step = {0: 1, 1: 2, 2: 4}[trial.user_attrs["rung"]]
+        parent = trial.user_attrs.get("parent")
+        parents.append(parent)
         value = (
-            next(values)
+            next(newborn)
             if parent is None
             else min(study.trials[parent].intermediate_values.values())
         )
-        trial.report(value, step)
+        trial.report(value, {0: 1, 1: 2, 2: 4}[trial.user_attrs["rung"]])
         state = TrialState.PRUNED if trial.should_prune() else TrialState.COMPLETE
         study.tell(trial, value if state == TrialState.COMPLETE else None, state=state)
+    return parents
+
+
+def test_asynchronous_halving_promotes_from_the_top() -> None:
+    pair = SuccessiveHalving(
+        min_resource=1,
+        max_resource=4,
+        n_trials_per_round=2,
+        base_sampler=RandomSampler(seed=0),
+    )
+    parents = start_and_pause(study_of(pair), [0.5, 0.1, 0.3, 0.2, 0.0], 9)
     # 0: .5, 1: .1, 2 goes on with 1; 3: .3, 4: .2, 5 goes on with 4; now two are at the second
     # rung, and 6 takes 2 to the top; 7: .0 is the best of five, of whom two are promoted already,
     # but neither of them is: 8 goes on with it.
-    assert actions == [None, None, 1, None, None, 4, 2, None, 7]
+    assert parents == [None, None, 1, None, None, 4, 2, None, 7]
+
+
+def test_nobody_goes_on_before_a_round_is_there() -> None:
+    """The first promotions are those of a synchronous round, and no trial is spent on others."""
+    pair = SuccessiveHalving(min_resource=1, max_resource=4, base_sampler=RandomSampler(seed=0))
+    parents = start_and_pause(study_of(pair), [0.1, 0.5, 0.3, 0.2, 0.0], 9)
+    # The best two of four, then the best of these; 7: .0 is the best of five.
+    assert parents == [None, None, None, None, 0, 3, 4, None, 7]
 
 
 def test_hyperband_keeps_to_its_plan() -> None:
@@ -225,7 +241,12 @@ def test_restarts_change_nothing() -> None:
 
 def test_a_failed_promotion_is_tried_again() -> None:
     study = study_of(
-        SuccessiveHalving(max_resource=9, reduction_factor=3, base_sampler=RandomSampler(seed=0))
+        SuccessiveHalving(
+            max_resource=9,
+            reduction_factor=3,
+            n_trials_per_round=3,
+            base_sampler=RandomSampler(seed=0),
+        )
     )
     training = Training(9)
     study.optimize(training, n_trials=3)
@@ -241,7 +262,12 @@ def test_a_failed_promotion_is_tried_again() -> None:
 
 def test_a_dead_workers_promotion_is_not_lost() -> None:
     study = study_of(
-        SuccessiveHalving(max_resource=9, reduction_factor=3, base_sampler=RandomSampler(seed=0))
+        SuccessiveHalving(
+            max_resource=9,
+            reduction_factor=3,
+            n_trials_per_round=3,
+            base_sampler=RandomSampler(seed=0),
+        )
     )
     study.optimize(Training(9), n_trials=3)
     orphan = study.ask()
@@ -255,7 +281,11 @@ def test_a_retried_promotion_is_the_same_again() -> None:
     """Optuna's callback queues a copy of the failed trial with its attributes and reports."""
     study = study_of(
         SuccessiveHalving(
-            min_resource=1, max_resource=27, reduction_factor=3, base_sampler=RandomSampler(seed=0)
+            min_resource=1,
+            max_resource=27,
+            reduction_factor=3,
+            n_trials_per_round=3,
+            base_sampler=RandomSampler(seed=0),
         )
     )
     training = Training(27)
@@ -345,7 +375,12 @@ def test_nan_is_never_promoted() -> None:
 
 def test_a_range_that_has_changed_since() -> None:
     study = study_of(
-        SuccessiveHalving(max_resource=9, reduction_factor=3, base_sampler=RandomSampler(seed=0))
+        SuccessiveHalving(
+            max_resource=9,
+            reduction_factor=3,
+            n_trials_per_round=3,
+            base_sampler=RandomSampler(seed=0),
+        )
     )
     for value, x in ((0.0, 0.9), (1.0, 0.2), (1.0, 0.3)):
         study.enqueue_trial({"x": x})
@@ -453,7 +488,10 @@ def test_the_ladder_is_the_same_read_at_once_or_step_by_step() -> None:
 def test_a_slow_worker_takes_up_a_later_trial() -> None:
     """Its trial was created before the parent was, but looks for one only now."""
     pair = SuccessiveHalving(
-        max_resource=9, reduction_factor=3, base_sampler=RandomSampler(seed=0)
+        max_resource=9,
+        reduction_factor=3,
+        n_trials_per_round=3,
+        base_sampler=RandomSampler(seed=0),
     )
     study = study_of(pair)
     study.sampler = RandomSampler(seed=1)
@@ -480,7 +518,12 @@ def test_a_slow_worker_takes_up_a_later_trial() -> None:
 def test_a_claim_gives_way_to_one_that_was_there_before() -> None:
     """Another worker claims the same parent between our look and our claim."""
     study = study_of(
-        SuccessiveHalving(max_resource=9, reduction_factor=3, base_sampler=RandomSampler(seed=0))
+        SuccessiveHalving(
+            max_resource=9,
+            reduction_factor=3,
+            n_trials_per_round=3,
+            base_sampler=RandomSampler(seed=0),
+        )
     )
     study.optimize(Training(9), n_trials=3)
     rival = study.ask()

@@ -14,6 +14,7 @@ from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
 from optuna_ext.checkpoints._candidates import is_member
+from optuna_ext.ladder import RUNG
 from optuna_ext.lineage import Checkpoint
 from optuna_ext.lineage import parent_of
 from optuna_ext.lineage import resumed_from
@@ -32,7 +33,8 @@ def needed(trials: Sequence[FrozenTrial], *, best: set[int], now: datetime.datet
 
     * both checkpoints of a trial that is running or waiting, for its retry after a crash;
     * both of its parent, until it has one of its own;
-    * the newest of a paused (pruned) trial that no other one has gone on from and finished;
+    * the newest of a paused trial that no other one has gone on from and finished: one that was
+      pruned at the rung that its sampler had written down for it;
     * the newest of a failed trial that was not tried again yet, or its parent's;
     * the newest of the two last sound trials of every member of a population;
     * the newest of the best trials.
@@ -118,8 +120,9 @@ def _is_open(trial: FrozenTrial, now: datetime.datetime) -> bool:
 
 
 def _is_paused(trial: FrozenTrial, settled: Container[int | None]) -> bool:
+    """Whether somebody may go on from a trial that was pruned; pruners alone stop for good."""
     is_alone = not is_member(trial) and trial.number not in settled
-    return trial.state == TrialState.PRUNED and is_alone
+    return trial.state == TrialState.PRUNED and RUNG in trial.user_attrs and is_alone
 
 
 def _is_sound(trial: FrozenTrial) -> bool:

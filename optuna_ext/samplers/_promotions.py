@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from optuna_ext.ladder import Ladder
     from optuna_ext.rungs import Bracket
 
+_MANY = 16  # trials at a rung are always enough to compare
 _MAX_FAILURES = 3  # trials in succession that have failed to go on from the same one
 
 
@@ -40,7 +41,10 @@ class Promotions(Protocol):
 class Asynchronous:
     """ASHA (Li et al. 2020): whoever is among the best of a rung by now may go on.
 
-    Rungs are scanned from the top, each from its best trial.
+    Rungs are scanned from the top, each from its best trial. Nobody goes on from a rung before as
+    many have reached it as in a synchronous round, sixteen at most. Halving needs that many
+    anyway to bring the first one to the end, and the best of a few would only take the time of
+    better ones that are still to come.
 
     Args:
         brackets: The brackets.
@@ -56,6 +60,8 @@ class Asynchronous:
     def next(self, ladder: Ladder, taken: Collection[int]) -> Climber | None:
         for bracket, rung in self._cuts:
             field = ladder.field(bracket, rung)
+            if len(field) < min(_MANY, self._brackets[bracket].sizes[rung]):
+                continue
             # Unlike when trials are stopped for good, nobody is the best of too few: one that is
             # paused loses nothing by waiting.
             n_best = len(field) // self._brackets[bracket].reduction_factor

@@ -18,6 +18,7 @@ import torch
 
 from optuna_ext.checkpoints import CheckpointStore
 from optuna_ext.checkpoints import Run
+from optuna_ext.ladder import RUNG
 from optuna_ext.lineage import Checkpoint
 from optuna_ext.lineage import PARENT
 
@@ -144,18 +145,28 @@ def test_of_several_objectives_the_front_is_kept(store: CheckpointStore, tmp_pat
 def test_a_paused_trial_is_kept_until_its_child_has_ended_well(
     study: Study, store: CheckpointStore, tmp_path: Path
 ) -> None:
-    paused = end(study, store, TrialState.PRUNED)
-    other = end(study, store, TrialState.PRUNED)
+    paused = end(study, store, TrialState.PRUNED, **{RUNG: 0})
+    other = end(study, store, TrialState.PRUNED, **{RUNG: 0})
     assert kept(study, store, tmp_path) == {paused: [1], other: [1]}
-    failed = end(study, store, TrialState.FAIL, **{PARENT: paused})
+    failed = end(study, store, TrialState.FAIL, **{PARENT: paused, RUNG: 1})
     assert kept(study, store, tmp_path) == {paused: [1], other: [1], failed: [2]}
     study.add_trial(  # whose retry has failed, too
         optuna.create_trial(state=TrialState.FAIL, system_attrs={"retry_history": [failed]})
     )
-    trial, _ = begin(study, store, **{PARENT: paused})
+    trial, _ = begin(study, store, **{PARENT: paused, RUNG: 1})
     assert kept(study, store, tmp_path) == {paused: [1], other: [1], trial.number: [2]}
     study.tell(trial, state=TrialState.PRUNED)
     assert kept(study, store, tmp_path) == {other: [1], trial.number: [2]}
+
+
+def test_what_a_plain_pruner_stops_is_of_no_more_use(
+    study: Study, store: CheckpointStore, tmp_path: Path
+) -> None:
+    stopped = end(study, store, TrialState.PRUNED)
+    study.enqueue_trial({}, user_attrs={PARENT: stopped})
+    assert kept(study, store, tmp_path) == {stopped: [1]}  # unless somebody is about to go on
+    study.tell(study.ask(), 0.0)
+    assert kept(study, store, tmp_path) == {}
 
 
 def test_a_parent_is_kept_until_its_child_has_its_own(

@@ -144,9 +144,30 @@ def test_a_comparison(folder: Path) -> None:
     assert (folder / "runs" / "compare-pruners.html").exists()
 
 
+def test_syne_tune_is_not_needed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compare_pruners, "is_installed", lambda: False)
+    table(n=12, epochs=4).save(folder / "t.npz")
+    done = CliRunner().invoke(compare_pruners.app, ["t.npz", "--method", "syne-tune-asha"])
+    assert done.exit_code == 2
+    assert "--method syne-tune-asha needs Syne Tune: pip install" in done.stderr
+    assert compare_pruners._installed_methods() == [*compare_pruners.METHODS][:-1]
+
+
+def test_syne_tune_takes_part() -> None:
+    """Its rungs are 1, 3 and 9, and of curves in parallel the best one is never lost."""
+    pytest.importorskip("syne_tune")
+    pair = compare_pruners.METHODS["syne-tune-asha"](RandomSampler(seed=0), 9)
+    whole = table()
+    found = search(whole, *pair, workers=1)
+    assert int(np.argmin(whole.losses()[:, -1])) in found.config
+    assert 27 <= found.n_epochs < 27 * 4
+
+
 def test_every_method_works_on_a_table() -> None:
     whole = table(n=20)
     for name, make in compare_pruners.METHODS.items():
+        if name == "syne-tune-asha":
+            continue  # which not everybody has
         found = search(whole, *make(RandomSampler(seed=0), 9), workers=3)
         assert found.n_started == 20, name
         assert len(found.config), name
