@@ -35,7 +35,7 @@ Net = Literal["logistic", "mlp"]
 SPACE: dict[str, BaseDistribution] = {
     "optimizer": CategoricalDistribution(("sgd", "nesterov", "adam")),
     "lr": FloatDistribution(1e-6, 1.0, log=True),
-    "hyper_lr": FloatDistribution(0.05, 2.0, log=True),  # where the rate is tuned
+    "hyper_lr": FloatDistribution(0.1, 4.0, log=True),  # where the rate is tuned
 }
 """The optimizer, the learning rate of the first step, and how fast it moves from there."""
 
@@ -45,7 +45,7 @@ ARCHITECTURE = ("optimizer",)
 DIRECTION: Final = "maximize"
 """The value is the accuracy on the validation images."""
 
-DEFAULTS: dict[str, Any] = {"optimizer": "adam", "lr": 1e-3, "hyper_lr": 0.7}
+DEFAULTS: dict[str, Any] = {"optimizer": "adam", "lr": 1e-3, "hyper_lr": 1.4}
 """A sensible point to start from."""
 
 EPOCHS = 10

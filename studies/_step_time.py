@@ -3,32 +3,42 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
+import json
 import statistics
+import sys
 import time
 from typing import Any
 
+from rich.console import Console
+from rich.table import Table
 import torch
 from torch import nn
 from torch.nn import functional as F
 from torch.optim import Optimizer
 
-from objectives.data import Data
 from objectives.nets import mlp
 from objectives.nets import seeded
+from objectives.training import resolve_device
 from optuna_ext import HypergradientAdam
 from optuna_ext import HypergradientAdamW
 from optuna_ext import HypergradientSGD
+from studies._errors import UserError
+from studies._options import Options
 
 
 _NETS: dict[str, tuple[int, ...]] = {"softmax regression": (), "784-1000-1000-10": (1000, 1000)}
 _PAIRS: dict[str, tuple[Callable[..., Optimizer], Callable[..., Optimizer], dict[str, Any]]] = {
+    "SGD": (torch.optim.SGD, HypergradientSGD, {}),
+    "SGD, momentum": (torch.optim.SGD, HypergradientSGD, {"momentum": 0.9}),
     "SGD, Nesterov": (torch.optim.SGD, HypergradientSGD, {"momentum": 0.9, "nesterov": True}),
     "Adam": (torch.optim.Adam, HypergradientAdam, {}),
     "AdamW": (torch.optim.AdamW, HypergradientAdamW, {}),
 }
-_BATCH = 128
+_BATCH, _PIXELS, _CLASSES = 128, 784, 10
 _SECONDS = 0.1  # of a round
 _ROUNDS = 15
 
@@ -50,12 +60,43 @@ class StepTime:
     update: float
 
 
-def step_times(data: Data, device: torch.device, *, rounds: int = _ROUNDS) -> list[StepTime]:
+def cost(options: Options, own: Mapping[str, Any]) -> int:
+    """Measure what a training step costs with hypergradients, over torch's own optimizers."""
+    del own
+    torch.set_num_threads(1)
+    try:
+        device = resolve_device(options.device or "auto")
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    times = step_times(device)
+    if options.json:
+        sys.stdout.write(json.dumps([vars(each) for each in times]) + "\n")
+        return 0
+    clock = "CPU time" if device.type == "cpu" else "time"
+    console = Console()
+    console.print(
+        f"[bold]{clock} over that of torch's own optimizer, foreach both; batches of {_BATCH}, "
+        f"median of {_ROUNDS} rounds in turns[/bold]"
+    )
+    console.print(_table(times))
+    return 0
+
+
+def _table(times: Iterable[StepTime]) -> Table:
+    shown = Table("net", "optimizer", "whole step", "update alone", box=None)
+    for each in times:
+        shown.add_row(each.net, each.name, f"x {each.step:.3f}", f"x {each.update:.2f}")
+    return shown
+
+
+def step_times(device: torch.device, *, rounds: int = _ROUNDS) -> list[StepTime]:
     """Measure, in turns: CPU time on a CPU, else the time until the device has finished."""
-    x, y = data.train_x[:_BATCH], data.train_y[:_BATCH]
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(_BATCH, _PIXELS, generator=generator).to(device)
+    y = torch.randint(_CLASSES, (_BATCH,), generator=generator).to(device)
     found = []
     for net, hidden in _NETS.items():
-        widths = (x.shape[1], *hidden, 10)
+        widths = (_PIXELS, *hidden, _CLASSES)
         for name, (make_base, make_ours, options) in _PAIRS.items():
             base = _Contestant(widths, partial(make_base, foreach=True, **options), x, y)
             ours = _Contestant(widths, partial(make_ours, **options), x, y)

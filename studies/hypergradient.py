@@ -9,8 +9,12 @@ of the learning rates are drawn beside the figure and on the dashboard::
 What was published, once more: Baydin et al. (2018) on MNIST, and Auto-Tune (Jacobson & Gonzalez
 2020) on decision boundaries, a minute or two each::
 
-    python -m studies.hypergradient --table --figure starts.html
+    python -m studies.hypergradient --table --seeds 5 --figure starts.html
     python -m studies.hypergradient --cases
+
+What a step costs, over one of torch's own optimizers::
+
+    python -m studies.hypergradient --cost --device cpu
 
 The size for a quick look::
 
@@ -25,13 +29,14 @@ from objectives import hypergradient
 from studies._auto_tune import cases
 from studies._baydin import table
 from studies._command import study_command
+from studies._step_time import cost
 from studies._trajectories import trajectories
 
 
 main = study_command(
     hypergradient,
     data=lambda own: str(own["data"]),
-    instead={"table": table, "cases": cases},
+    instead={"table": table, "cases": cases, "cost": cost},
     charts={"trajectories": trajectories},
 )
 

@@ -14,6 +14,7 @@ from torch import nn
 from torch import Tensor
 from torch.nn import functional as F
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.optim.lr_scheduler import StepLR
 
 from optuna_ext import HypergradientAdam
@@ -196,14 +197,15 @@ def test_the_multiplicative_rule() -> None:
 
 def test_the_exponential_rule() -> None:
     gradients = [[1.0, 0.0], [-3.0, 4.0], [1.0, 0.0], [0.0, 1.0], [0.6, 0.8]]
-    cosines = [-0.6, -0.6, 0.0, 0.8]
-    logs, square = [0.0], 0.0
-    for t, cosine in enumerate(cosines, start=1):
-        square = 0.99 * square + 0.01 * cosine**2
-        change = 0.7 / t**0.75 * cosine / math.sqrt(square / (1 - 0.99**t))
+    slopes = [-3.0, -3.0, 0.0, 0.8]  # products of neighbors
+    logs, square, count = [0.0], 0.0, 0
+    for slope in slopes:
+        square = 0.9 * square + 0.1 * slope**2
+        count += slope != 0
+        change = 1.4 / count**0.75 * slope / math.sqrt(square / (1 - 0.9**count))
         logs.append(logs[-1] + min(change, 0.05))
     assert rates_after(gradients) == pytest.approx([0.5 * math.exp(x) for x in logs])
-    assert logs[1] == pytest.approx(-0.7)  # brakes at once
+    assert logs[1] == pytest.approx(-1.4)  # brakes at once
     assert logs[4] == logs[3] + 0.05  # and rises with care
 
 
@@ -246,7 +248,7 @@ def test_each_group_has_its_own_rate_or_shares_the_factor() -> None:
         return [group["lr"] for group in optimizer.param_groups]
 
     own = rates(per_group=True)
-    assert own == pytest.approx([0.1 * math.exp(0.05), 0.4 * math.exp(-0.7)])
+    assert own == pytest.approx([0.1 * math.exp(0.05), 0.4 * math.exp(-1.4)])
     # The step was (0.1, 0.4) times the gradient, so the cosine is of (1, -0.5) with (0.1, 0.4).
     cosine = (0.1 - 0.2) / math.hypot(1, 0.5) / math.hypot(0.1, 0.4)
     shared = rates(per_group=False, rule="multiplicative")
@@ -439,6 +441,44 @@ def test_schedulers_are_refused_at_once(kind: str) -> None:
     optimizer = OURS[kind]([nn.Parameter(torch.zeros(1))])
     with pytest.raises(RuntimeError, match="sets its own learning rate: use no scheduler"):
         StepLR(optimizer, step_size=1)
+
+
+@pytest.mark.parametrize("kind", OURS)
+def test_reducing_the_rate_on_plateaus_is_refused_when_it_happens(kind: str) -> None:
+    theta = nn.Parameter(torch.zeros(1))
+    optimizer = OURS[kind]([theta], lr=0.1)
+    scheduler = ReduceLROnPlateau(optimizer, patience=0)
+    theta.grad = torch.ones(1)
+    optimizer.step()
+    scheduler.step(1.0)
+    optimizer.step()
+    scheduler.step(1.0)  # no better
+    with pytest.raises(RuntimeError, match="sets its own learning rate: use no scheduler"):
+        optimizer.step()
+
+
+def test_rates_may_be_set_by_hand() -> None:
+    theta = nn.Parameter(torch.zeros(1))
+    optimizer = HypergradientSGD([theta], lr=0.1)
+    for lr in (0.1, 0.5):
+        optimizer.param_groups[0]["lr"] = lr
+        theta.grad = torch.ones(1)
+        optimizer.step()
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.5 * math.exp(0.05))
+
+
+@pytest.mark.parametrize("now", [{"nesterov": True}, {"momentum": 0.0}])
+def test_the_momentum_may_be_changed_while_it_trains(now: Options) -> None:
+    """A direction is never written where the momentum is kept."""
+    theta = nn.Parameter(torch.zeros(1))
+    optimizer = HypergradientSGD([theta], momentum=0.9)
+    for change in ({}, now, {"momentum": 0.9}):
+        optimizer.param_groups[0] |= change
+        theta.grad = torch.ones(1)
+        optimizer.step()
+    steps = 3 if "nesterov" in now else 2
+    momentum = sum(0.9**i for i in range(steps))
+    assert optimizer.state[theta]["momentum_buffer"].item() == pytest.approx(momentum)
 
 
 def test_sparse_gradients_are_refused() -> None:

@@ -1,15 +1,19 @@
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from optuna_ext.online.hypergradient._optimizer import gradients_of
 from optuna_ext.online.hypergradient._optimizer import HypergradientOptimizer
-from optuna_ext.online.hypergradient._optimizer import real
+from optuna_ext.online.hypergradient._optimizer import memory_for
+from optuna_ext.online.hypergradient._optimizer import Moving
 from optuna_ext.online.hypergradient._optimizer import Rule
+
+
+_ONE = torch.tensor(1.0)  # made once: a number would become a tensor for every tensor added to
 
 
 class HypergradientAdam(HypergradientOptimizer):
@@ -38,38 +42,29 @@ class HypergradientAdam(HypergradientOptimizer):
 
     Args:
         params:
-            Parameters, or groups of them with options of their own.
-        lr:
-            The learning rate of the first step, positive; 0 is possible with
-            ``rule="additive"``. The current one is in ``param_groups[i]["lr"]``.
+            As for :class:`~optuna_ext.HypergradientSGD`, and so are ``lr``, ``weight_decay``,
+            ``maximize``, ``rule`` and ``per_group``.
         betas:
             Decay of the running means of the gradient and of its square, both in ``[0, 1)``.
         eps:
             Added to the denominator, at least 0.
-        weight_decay:
-            Weight of the L2 penalty, at least 0.
         amsgrad:
             Whether the denominator never shrinks.
-        maximize:
-            Whether to go up instead of down.
         hyper_lr:
-            The step size of the learning rate, at least 0; 0 keeps it as it is. The default,
-            :obj:`None`, is 0.7 (exponential), 0.02 (multiplicative) or Baydin's 1e-7 (additive).
-        rule:
-            ``"exponential"``, ``"multiplicative"`` or ``"additive"``, as for
-            :class:`~optuna_ext.HypergradientSGD`.
-        per_group:
-            Whether each group of parameters has a rate of its own.
+            As for :class:`~optuna_ext.HypergradientSGD`, but Baydin's default for the additive
+            rule is 1e-7 here.
 
     Raises:
         TypeError: If ``lr`` is not a number.
         ValueError: If an argument is out of its range or not one of its choices.
-        RuntimeError: If a learning rate scheduler is put on it, or a gradient is sparse.
+        RuntimeError: As :class:`~optuna_ext.HypergradientSGD`.
 
     .. seealso::
         D. P. Kingma, J. Ba (2015), *Adam: a method for stochastic optimization*, ICLR; A. G.
         Baydin et al. (2018), *Online learning rate adaptation with hypergradient descent*, ICLR.
     """
+
+    _additive_hyper_lr = 1e-7
 
     def __init__(
         self,
@@ -89,75 +84,58 @@ class HypergradientAdam(HypergradientOptimizer):
             raise ValueError(f"`betas` must be in [0, 1), but got {betas}.")
         if eps < 0:
             raise ValueError(f"`eps` must be at least 0, but got {eps}.")
-        defaults = {
-            "lr": lr,
-            "betas": betas,
-            "eps": eps,
-            "weight_decay": weight_decay,
-            "amsgrad": amsgrad,
-            "maximize": maximize,
-        }
         super().__init__(
             params,
-            defaults,
             hyper_lr=hyper_lr,
             rule=rule,
             per_group=per_group,
-            additive_hyper_lr=1e-7,
+            lr=lr,
+            betas=betas,
+            eps=eps,
+            weight_decay=weight_decay,
+            amsgrad=amsgrad,
+            maximize=maximize,
         )
 
-    def _descend(self, group: dict[str, Any], params: list[Tensor]) -> None:
-        states = [self.state[p] for p in params]
-        for state, p in zip(states, params, strict=True):
+    def _descend(self, group: dict[str, Any], moving: Moving) -> None:
+        for p, state in zip(moving.params, moving.states, strict=True):
             if "step" not in state:
                 state["step"] = torch.tensor(0.0)
                 state["exp_avg"] = torch.zeros_like(p)
                 state["exp_avg_sq"] = torch.zeros_like(p)
                 if group["amsgrad"]:
                     state["max_exp_avg_sq"] = torch.zeros_like(p)
-            if group["hyper_lr"] != 0 and "direction" not in state:
-                state["direction"] = torch.empty_like(p)
-        torch._foreach_add_([state["step"] for state in states], 1)
+        torch._foreach_add_([state["step"] for state in moving.states], _ONE, alpha=1.0)
         # One bias correction for many: nearly always all have made as many steps.
-        counts = [state["step"].item() for state in states]
+        counts = [state["step"].item() for state in moving.states]
         for count in set(counts):
-            some = [p for p, c in zip(params, counts, strict=True) if c == count]
-            self._step(group, some, count)
+            self._step(group, _chosen(moving, [each == count for each in counts]), count)
 
-    def _step(self, group: dict[str, Any], params: list[Tensor], count: float) -> None:
+    def _step(self, group: dict[str, Any], moving: Moving, count: float) -> None:
         """Do what torch's foreach implementation does; without hyper step in its order."""
-        states = [self.state[p] for p in params]
-        means, squares = (real([s[name] for s in states]) for name in ("exp_avg", "exp_avg_sq"))
-        params, grads = real(params), real(gradients_of(params))
-        grads = self._gradients(group, params, grads)
+        params, means = _real(moving.params), _real([s["exp_avg"] for s in moving.states])
+        squares = _squares(group, moving)
         beta1, beta2 = group["betas"]
-        torch._foreach_lerp_(means, grads, 1 - beta1)
-        torch._foreach_mul_(squares, beta2)
-        torch._foreach_addcmul_(squares, grads, grads, 1 - beta2)
-        if group["amsgrad"]:
-            largest = real([state["max_exp_avg_sq"] for state in states])
-            torch._foreach_maximum_(largest, squares)
-            squares = largest
+        torch._foreach_lerp_(means, _real(moving.grads), 1 - beta1)
         correction1, correction2 = 1 - beta1**count, (1 - beta2**count) ** 0.5
         decay = 0.0 if self._decays_coupled else group["weight_decay"]
-        below = list(torch._foreach_sqrt(squares))
         if group["hyper_lr"] == 0:
             if decay != 0:
                 torch._foreach_mul_(params, 1 - group["lr"] * decay)
+            below = torch._foreach_sqrt(squares)
             torch._foreach_div_(below, [correction2] * len(below))
             torch._foreach_add_(below, group["eps"])
             scales = [group["lr"] / correction1 * -1] * len(below)
             torch._foreach_addcdiv_(params, means, below, scales)
             return
-        torch._foreach_add_(below, group["eps"] * correction2)
-        us = real([state["direction"] for state in states])
-        if decay == 0:
-            torch._foreach_zero_(us)
-        else:
-            torch._foreach_copy_(us, params)
-            torch._foreach_mul_(us, decay)
-        torch._foreach_addcdiv_(us, means, below, [correction2 / correction1] * len(us))
-        torch._foreach_add_(params, us, alpha=-group["lr"])
+        # One number corrects both means: that saves to go through the weights twice.
+        factor = correction2 / correction1
+        us = _quotients(moving, means, squares, eps=group["eps"] * correction2)
+        if decay != 0:
+            torch._foreach_add_(us, params, alpha=decay / factor)
+        torch._foreach_add_(params, us, alpha=-group["lr"] * factor)
+        for state, u in zip(moving.states, us, strict=True):
+            state["direction"], state["factor"] = u, factor
 
 
 class HypergradientAdamW(HypergradientAdam):
@@ -189,7 +167,7 @@ class HypergradientAdamW(HypergradientAdam):
     Raises:
         TypeError: If ``lr`` is not a number.
         ValueError: If an argument is out of its range or not one of its choices.
-        RuntimeError: If a learning rate scheduler is put on it, or a gradient is sparse.
+        RuntimeError: As :class:`~optuna_ext.HypergradientSGD`.
 
     .. seealso::
         I. Loshchilov, F. Hutter (2019), *Decoupled weight decay regularization*, ICLR.
@@ -223,3 +201,46 @@ class HypergradientAdamW(HypergradientAdam):
             rule=rule,
             per_group=per_group,
         )
+
+
+def _squares(group: dict[str, Any], moving: Moving) -> list[Tensor]:
+    """Return the mean squares, with this step's gradients in them; their maxima if so wanted."""
+    grads, squares = _real(moving.grads), _real([s["exp_avg_sq"] for s in moving.states])
+    beta2 = group["betas"][1]
+    torch._foreach_mul_(squares, beta2)
+    torch._foreach_addcmul_(squares, grads, grads, 1 - beta2)
+    if group["amsgrad"]:
+        largest = _real([s["max_exp_avg_sq"] for s in moving.states])
+        torch._foreach_maximum_(largest, squares)
+        return largest
+    return squares
+
+
+def _quotients(
+    moving: Moving, means: list[Tensor], squares: list[Tensor], *, eps: float
+) -> list[Tensor]:
+    """Return ``mean / (sqrt(square) + eps)``."""
+    if all(square.is_cpu for square in squares):
+        us = _real(memory_for(moving))
+        for u, mean, square in zip(us, means, squares, strict=True):
+            torch.sqrt(square, out=u).add_(eps)
+            torch.div(mean, u, out=u)
+        return us
+    below = torch._foreach_sqrt(squares)
+    torch._foreach_add_(below, eps)
+    return list(torch._foreach_div(means, below))
+
+
+def _chosen(moving: Moving, mask: list[bool]) -> Moving:
+    if all(mask):
+        return moving
+    return Moving(
+        params=list(itertools.compress(moving.params, mask)),
+        grads=list(itertools.compress(moving.grads, mask)),
+        states=list(itertools.compress(moving.states, mask)),
+    )
+
+
+def _real(tensors: list[Tensor]) -> list[Tensor]:
+    """Return complex tensors as real ones with a dimension more, others as they are."""
+    return [torch.view_as_real(x) if x.is_complex() else x for x in tensors]

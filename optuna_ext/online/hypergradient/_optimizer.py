@@ -3,28 +3,43 @@ from __future__ import annotations
 from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Sequence
+import gc
 import math
 import sys
 from typing import Any
 from typing import Literal
+from typing import NamedTuple
 from typing import overload
 import warnings
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.optim.optimizer import ParamsT
 
 
 Rule = Literal["exponential", "multiplicative", "additive"]
-_HALF = (torch.float16, torch.bfloat16)
+_SUMMED = (torch.float32, torch.float64)  # types whose products are summed up as they are
 _RULES = ("exponential", "multiplicative", "additive")
-_HYPER_LR = {"exponential": 0.7, "multiplicative": 0.02}  # which know no units
+_HYPER_LR = {"exponential": 1.4, "multiplicative": 0.02}  # which know no units
 # Of the exponential rule. Exponents in (1/2, 1] let steps reach everything and noise average out
 # (Robbins & Monro 1951).
 _ANNEALING = 0.75
-_MEMORY = 0.99  # of the mean square of the cosines
+_MEMORY = 0.9  # of the mean square of the slopes, short: they shrink by orders of magnitude
 _LARGEST_RISE = 0.05  # of log lr in one step: too low a rate costs time, too high a one weights
+
+
+# <g, u>, <g, g> and <u, u>; only the multiplicative rule asks for the squares.
+_Products = tuple[float, float, float]
+
+
+class Moving(NamedTuple):
+    """Those parameters of a group that have a gradient, and what belongs to each of them."""
+
+    params: list[Tensor]
+    grads: list[Tensor]  # what the optimizer takes for gradients: with penalty, say
+    states: list[dict[str, Any]]
 
 
 class HypergradientOptimizer(Optimizer):
@@ -35,23 +50,24 @@ class HypergradientOptimizer(Optimizer):
     et al. 2018, eq. 5). A subclass says what ``u`` is.
     """
 
+    _additive_hyper_lr: float  # by default
     _decays_coupled = True  # weight decay is part of the gradient
     _has_warned = False
+    _rates: list[float] | None = None  # as the last step left them
 
     def __init__(
         self,
         params: ParamsT,
-        defaults: dict[str, Any],
         *,
         hyper_lr: float | None,
         rule: Rule,
         per_group: bool,
-        additive_hyper_lr: float,
+        **defaults: Any,
     ) -> None:
         if rule not in _RULES:
             raise ValueError(f"`rule` must be one of {list(_RULES)}, but got {rule!r}.")
         if hyper_lr is None:
-            hyper_lr = _HYPER_LR.get(rule, additive_hyper_lr)
+            hyper_lr = _HYPER_LR.get(rule, self._additive_hyper_lr)
         shared = {"hyper_lr": hyper_lr, "rule": rule, "per_group": bool(per_group)}
         super().__init__(params, defaults | shared)
 
@@ -63,11 +79,14 @@ class HypergradientOptimizer(Optimizer):
     def __setattr__(self, name: str, value: object) -> None:
         # It is how a learning rate scheduler begins.
         if name == "step":
-            raise RuntimeError(
-                f"{type(self).__name__} sets its own learning rate: use no scheduler with it, or "
-                "a scheduler with torch.optim's optimizer of that name."
-            )
+            raise self._refusal()
         super().__setattr__(name, value)
+
+    def _refusal(self) -> RuntimeError:
+        return RuntimeError(
+            f"{type(self).__name__} sets its own learning rate: use no scheduler with it, or "
+            "a scheduler with torch.optim's optimizer of that name."
+        )
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -93,54 +112,59 @@ class HypergradientOptimizer(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        moving = [self._with_gradient(group) for group in self.param_groups]
+        moving = [self._moving(group) for group in self.param_groups]
         self._update_rates(moving)
-        for group, params in zip(self.param_groups, moving, strict=True):
-            if params:
-                self._descend(group, params)
+        for group, each in zip(self.param_groups, moving, strict=True):
+            if each.params:
+                self._descend(group, each)
         return loss
 
-    def _with_gradient(self, group: dict[str, Any]) -> list[Tensor]:
+    def _moving(self, group: dict[str, Any]) -> Moving:
         params: list[Tensor] = []
+        grads: list[Tensor] = []
+        states: list[dict[str, Any]] = []
         for p in group["params"]:
-            if p.grad is None:  # it will not have moved when the next gradients come
+            grad = p.grad
+            if grad is None:  # it will not have moved when the next gradients come
                 self.state.get(p, {}).pop("direction", None)
-            elif p.grad.layout != torch.strided:
+            elif grad.layout != torch.strided:
                 raise RuntimeError(
                     f"{type(self).__name__} needs dense gradients, but one is sparse: build the "
                     "embedding with sparse=False."
                 )
             else:
                 params.append(p)
-        return params
+                grads.append(grad)
+                states.append(self.state[p])
+        if params and group["maximize"]:
+            grads = list(torch._foreach_neg(grads))
+        if params and self._decays_coupled and group["weight_decay"] != 0:
+            grads = list(torch._foreach_add(grads, params, alpha=group["weight_decay"]))
+        return Moving(params, grads, states)
 
-    def _descend(self, group: dict[str, Any], params: list[Tensor]) -> None:
-        """Move parameters by ``-lr * u`` and keep ``u`` in their states as ``direction``."""
+    def _descend(self, group: dict[str, Any], moving: Moving) -> None:
+        """Move parameters by ``-lr * u``; keep ``u`` in their states.
+
+        It is ``state["direction"]``, times ``state["factor"]`` where there is one.
+        """
         raise NotImplementedError
 
-    def _gradients(
-        self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor]
-    ) -> list[Tensor]:
-        """Return what the optimizer takes for gradients; they may be ``grads`` themselves."""
-        if group["maximize"]:
-            grads = list(torch._foreach_neg(grads))
-        if self._decays_coupled and group["weight_decay"] != 0:
-            grads = list(torch._foreach_add(grads, params, alpha=group["weight_decay"]))
-        return grads
-
-    def _update_rates(self, moving: Sequence[list[Tensor]]) -> None:
+    def _update_rates(self, moving: Sequence[Moving]) -> None:
         groups = self.param_groups
-        if all(group["hyper_lr"] == 0 for group in groups):
-            return
-        products = [self._products(*pair) for pair in zip(groups, moving, strict=True)]
+        rates = [group["lr"] for group in groups]
+        if self._rates is not None and rates != self._rates and _reduced_on_plateau(self):
+            raise self._refusal()
+        products = [_products(*pair) for pair in zip(groups, moving, strict=True)]
         if not self.defaults["per_group"]:
             products = [_over_all_groups(products, groups)] * len(groups)
-        for group, (gu, gg, uu) in zip(groups, products, strict=True):
+        for group, product in zip(groups, products, strict=True):
+            if group["hyper_lr"] == 0 or not math.isfinite(sum(product)):
+                continue  # the weights may be lost to a NaN, the rate need not be
             if group["rule"] == "additive":
-                group["lr"] = self._added(group["lr"], group["hyper_lr"] * gu)
-            elif gg > 0 and uu > 0:
-                factor = _factor(group, gu / (math.sqrt(gg) * math.sqrt(uu)))
-                group["lr"] = max(group["lr"] * factor, sys.float_info.min)
+                group["lr"] = self._added(group["lr"], group["hyper_lr"] * product[0])
+            else:
+                group["lr"] = max(group["lr"] * _factor(group, product), sys.float_info.min)
+        self._rates = [group["lr"] for group in groups]
 
     def _added(self, lr: float, change: float) -> float:
         if lr + change < 0 and not self._has_warned:
@@ -150,86 +174,96 @@ class HypergradientOptimizer(Optimizer):
                 "at 0; a smaller `hyper_lr` or rule='exponential' avoids that.",
                 stacklevel=6,
             )
-        # The weights may be lost to a NaN, the rate need not be.
-        return max(lr + change, 0.0) if math.isfinite(change) else lr
+        return max(lr + change, 0.0)
 
-    def _products(self, group: dict[str, Any], params: list[Tensor]) -> tuple[float, float, float]:
-        """Return ``<g, u>``, ``<g, g>`` and ``<u, u>`` over the parameters moved last time.
 
-        The squares are left out where the rule does not ask for them.
-        """
-        moved = [p for p in params if "direction" in self.state[p]]
-        if not moved or group["hyper_lr"] == 0:
-            return 0.0, 0.0, 0.0
-        gs = _flat(self._gradients(group, moved, gradients_of(moved)))
-        us = _flat([self.state[p]["direction"] for p in moved])
-        with_squares = group["rule"] != "additive"
-        gu, gg, uu = 0.0, 0.0, 0.0
-        for g, u in _pairs(gs, us):
-            if not with_squares:
-                gu += g.dot(u).item()
-            elif g.is_cpu:
-                gu += g.dot(u).item()
-                gg += g.dot(g).item()
-                uu += u.dot(u).item()
-            else:  # wait for the device once
-                three = torch.stack([g.dot(u), g.dot(g), u.dot(u)]).tolist()
-                gu, gg, uu = gu + three[0], gg + three[1], uu + three[2]
+def memory_for(moving: Moving) -> list[Tensor]:
+    """Return tensors to write directions into: the last ones, which are no longer needed.
+
+    Fresh memory takes a CPU longer than the arithmetic.
+    """
+    for p, state in zip(moving.params, moving.states, strict=True):
+        direction = state.get("direction")
+        # With plain momentum, which may be switched off, the direction is the momentum itself.
+        if direction is None or direction is state.get("momentum_buffer"):
+            state["direction"] = torch.empty_like(p)
+    return [state["direction"] for state in moving.states]
+
+
+def _products(group: dict[str, Any], moving: Moving) -> _Products:
+    """Multiply gradients with the directions that their parameters moved in last time."""
+    gu, gg, uu = 0.0, 0.0, 0.0
+    if group["hyper_lr"] == 0:
         return gu, gg, uu
+    for g, u, factor in _vectors(moving):
+        if group["rule"] == "multiplicative":
+            products = torch.stack([g.dot(u), g.dot(g), u.dot(u)]).tolist()
+            gu += factor * products[0]
+            gg += products[1]
+            uu += factor**2 * products[2]
+        else:
+            gu += factor * g.dot(u).item()
+    return gu, gg, uu
 
 
-def _factor(group: dict[str, Any], cosine: float) -> float:
-    if group["hyper_lr"] == 0 or not math.isfinite(cosine):
-        return 1.0
+def _vectors(moving: Moving) -> Iterable[tuple[Tensor, Tensor, float]]:
+    """Give gradients, directions and their factors.
+
+    Those of a device other than the CPU come as one, because it is slow to be asked.
+    """
+    there: dict[tuple[torch.device, float], tuple[list[Tensor], list[Tensor]]] = {}
+    for grad, state in zip(moving.grads, moving.states, strict=True):
+        direction = state.get("direction")
+        if direction is None:
+            continue
+        g, u, factor = _vector(grad), _vector(direction), state.get("factor", 1.0)
+        if g.is_cpu:
+            yield g, u, factor
+        else:
+            gs, us = there.setdefault((g.device, factor), ([], []))
+            gs.append(g)
+            us.append(u)
+    for (_, factor), (gs, us) in there.items():
+        yield torch.cat(gs), torch.cat(us), factor
+
+
+def _vector(x: Tensor) -> Tensor:
+    if x.dtype in _SUMMED:
+        return x.ravel()
+    return (torch.view_as_real(x) if x.is_complex() else x.float()).ravel()
+
+
+def _factor(group: dict[str, Any], products: _Products) -> float:
+    """Return what a rate is multiplied by."""
+    slope, gg, uu = products
     if group["rule"] == "multiplicative":
-        return 1 + float(group["hyper_lr"]) * cosine
-    count = group["hyper_steps"] = group.get("hyper_steps", 0) + 1
-    square = _MEMORY * group.get("hyper_square", 0.0) + (1 - _MEMORY) * cosine**2
-    group["hyper_square"] = square
-    if cosine == 0:
+        lengths = math.sqrt(gg) * math.sqrt(uu)
+        return 1 + float(group["hyper_lr"]) * slope / lengths if lengths > 0 else 1.0
+    square = _MEMORY * group.get("hyper_square", 0.0) + (1 - _MEMORY) * slope * slope
+    if slope == 0 or square == 0 or square == math.inf:
         return 1.0
-    sign = cosine / math.sqrt(square / (1 - _MEMORY**count))
+    count = group["hyper_steps"] = group.get("hyper_steps", 0) + 1
+    group["hyper_square"] = square
+    sign = slope / math.sqrt(square / (1 - _MEMORY**count))
     return math.exp(min(group["hyper_lr"] * count**-_ANNEALING * sign, _LARGEST_RISE))
 
 
-def gradients_of(params: Sequence[Tensor]) -> list[Tensor]:
-    """Return the gradients of parameters that have one."""
-    return [p.grad for p in params if p.grad is not None]
-
-
-def real(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Return complex tensors as real ones with a dimension more, others as they are."""
-    return [torch.view_as_real(x) if x.is_complex() else x for x in tensors]
-
-
-def _pairs(gs: list[Tensor], us: list[Tensor]) -> Iterable[tuple[Tensor, Tensor]]:
-    """Return the vectors, those of a device other than the CPU as one: it is slow to be asked."""
-    if all(g.is_cpu for g in gs):
-        return zip(gs, us, strict=True)
-    there: dict[torch.device, tuple[list[Tensor], list[Tensor]]] = {}
-    for g, u in zip(gs, us, strict=True):
-        some = there.setdefault(g.device, ([], []))
-        some[0].append(g)
-        some[1].append(u)
-    return [(torch.cat(some), torch.cat(others)) for some, others in there.values()]
-
-
-def _flat(tensors: Sequence[Tensor]) -> list[Tensor]:
-    return [(x.float() if x.dtype in _HALF else x).reshape(-1) for x in real(tensors)]
-
-
-def _over_all_groups(
-    products: Sequence[tuple[float, float, float]], groups: Sequence[dict[str, Any]]
-) -> tuple[float, float, float]:
+def _over_all_groups(products: Sequence[_Products], groups: Sequence[dict[str, Any]]) -> _Products:
     """Sum up, with directions as long as the groups' steps where only their ratio matters."""
     largest = max(group["lr"] for group in groups)
-    gu, gg, uu = 0.0, 0.0, 0.0
-    for group, product in zip(groups, products, strict=True):
+    total = 0.0, 0.0, 0.0
+    for group, (gu, gg, uu) in zip(groups, products, strict=True):
         share = 1.0 if group["rule"] == "additive" else group["lr"] / largest
-        gu += share * product[0]
-        gg += product[1]
-        uu += share**2 * product[2]
-    return gu, gg, uu
+        total = total[0] + share * gu, total[1] + gg, total[2] + share**2 * uu
+    return total
+
+
+def _reduced_on_plateau(optimizer: Optimizer) -> bool:
+    """Whether there is a ReduceLROnPlateau for it, which leaves no trace on the optimizer."""
+    return any(
+        issubclass(type(x), ReduceLROnPlateau) and x.optimizer is optimizer
+        for x in gc.get_objects()
+    )
 
 
 def _check_group(group: dict[str, Any]) -> None:

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from optuna_ext.online.hypergradient._optimizer import gradients_of
 from optuna_ext.online.hypergradient._optimizer import HypergradientOptimizer
+from optuna_ext.online.hypergradient._optimizer import memory_for
+from optuna_ext.online.hypergradient._optimizer import Moving
 from optuna_ext.online.hypergradient._optimizer import Rule
 
 
@@ -57,14 +58,15 @@ class HypergradientSGD(HypergradientOptimizer):
             Whether to go up instead of down.
         hyper_lr:
             The step size of the learning rate, at least 0; 0 keeps it as it is. The default,
-            :obj:`None`, is 0.7 (exponential), 0.02 (multiplicative) or Baydin's 1e-3 (additive).
+            :obj:`None`, is 1.4 (exponential), 0.02 (multiplicative) or Baydin's 1e-3 (additive).
         rule:
-            What the cosine ``c_t`` of gradient and direction does to the rate.
-            ``"exponential"`` adds ``hyper_lr * t**-0.75 * c_t / rms(c)`` to its logarithm, at
+            What the slope ``h_t``, the product of gradient and direction, does to the rate.
+            ``"exponential"`` adds ``hyper_lr * t**-0.75 * h_t / rms(h)`` to its logarithm, at
             most 0.05: it brakes hard at first and settles later, at any scale of the loss.
-            ``"multiplicative"`` multiplies the rate by ``1 + hyper_lr * c_t``, as published.
-            ``"additive"`` adds ``hyper_lr`` times the product itself, as published: ``hyper_lr``
-            then has units and must be tuned, and a rate that would become negative is held at 0.
+            ``"multiplicative"`` multiplies the rate by ``1 + hyper_lr * c_t`` with their cosine
+            ``c_t``, as published. ``"additive"`` adds ``hyper_lr * h_t``, as published:
+            ``hyper_lr`` then has units and must be tuned, and a rate that would become negative
+            is held at 0.
         per_group:
             Whether each group of parameters has a rate of its own. Otherwise all of them move by
             the same factor (or summand).
@@ -72,12 +74,15 @@ class HypergradientSGD(HypergradientOptimizer):
     Raises:
         TypeError: If ``lr`` is not a number.
         ValueError: If an argument is out of its range or not one of its choices.
-        RuntimeError: If a learning rate scheduler is put on it, or a gradient is sparse.
+        RuntimeError: If a learning rate scheduler is put on it (``ReduceLROnPlateau``: when it
+            first moves the rate), or a gradient is sparse.
 
     .. seealso::
         A. G. Baydin, R. Cornish, D. Martinez Rubio, M. Schmidt, F. Wood (2018), *Online learning
         rate adaptation with hypergradient descent*, ICLR, https://arxiv.org/abs/1703.04782.
     """
+
+    _additive_hyper_lr = 1e-3
 
     def __init__(
         self,
@@ -102,71 +107,57 @@ class HypergradientSGD(HypergradientOptimizer):
                 "`nesterov` needs a positive `momentum` and no `dampening`, but got "
                 f"momentum={momentum} and dampening={dampening}."
             )
-        defaults = {
-            "lr": lr,
-            "momentum": momentum,
-            "dampening": dampening,
-            "weight_decay": weight_decay,
-            "nesterov": nesterov,
-            "maximize": maximize,
-        }
         super().__init__(
             params,
-            defaults,
             hyper_lr=hyper_lr,
             rule=rule,
             per_group=per_group,
-            additive_hyper_lr=1e-3,
+            lr=lr,
+            momentum=momentum,
+            dampening=dampening,
+            weight_decay=weight_decay,
+            nesterov=nesterov,
+            maximize=maximize,
         )
 
-    def _descend(self, group: dict[str, Any], params: list[Tensor]) -> None:
-        if group["momentum"] == 0:
-            self._step(group, params)
-            return
-        new = [p for p in params if "momentum_buffer" not in self.state[p]]
-        begun = [p for p in params if "momentum_buffer" in self.state[p]]
-        for p in new:
-            self.state[p]["momentum_buffer"] = torch.empty_like(p)
-        for some, is_first in ((new, True), (begun, False)):
-            if some:
-                self._step(group, some, is_first=is_first)
-
-    def _step(
-        self, group: dict[str, Any], params: list[Tensor], *, is_first: bool = False
-    ) -> None:
+    def _descend(self, group: dict[str, Any], moving: Moving) -> None:
         """Do what torch's foreach implementation does, in its order."""
-        momentum, nesterov = group["momentum"], group["nesterov"]
-        states = [self.state[p] for p in params]
-        us = self._gradients(group, params, gradients_of(params))
-        if momentum != 0:
-            buffers = [state["momentum_buffer"] for state in states]
-            if is_first:
-                torch._foreach_copy_(buffers, us)
-            else:
-                torch._foreach_mul_(buffers, momentum)
-                torch._foreach_add_(buffers, us, alpha=1 - group["dampening"])
-        if group["hyper_lr"] != 0:
-            us = self._directions(params, us, of_buffers=momentum != 0 and not nesterov)
-            if nesterov:
-                torch._foreach_add_(us, buffers, alpha=momentum)
-        elif momentum != 0:
-            us = list(torch._foreach_add(us, buffers, alpha=momentum)) if nesterov else buffers
-        torch._foreach_add_(params, us, alpha=-group["lr"])
+        us = moving.grads
+        if group["momentum"] != 0:
+            buffers = _buffers(group, moving)
+            us = _nesterov(group, moving, buffers) if group["nesterov"] else buffers
+            if group["hyper_lr"] != 0:
+                for state, u in zip(moving.states, us, strict=True):
+                    state["direction"] = u
+        elif group["hyper_lr"] != 0:
+            us = memory_for(moving)
+            torch._foreach_copy_(us, moving.grads)
+        torch._foreach_add_(moving.params, us, alpha=-group["lr"])
 
-    def _directions(
-        self, params: list[Tensor], grads: list[Tensor], *, of_buffers: bool
-    ) -> list[Tensor]:
-        """Return what is kept as directions: the buffers of the momentum, or copies of ``grads``.
 
-        The gradients themselves are not ours to keep.
-        """
-        states = [self.state[p] for p in params]
-        for p, state in zip(params, states, strict=True):
-            if of_buffers:
-                state["direction"] = state["momentum_buffer"]
-            elif "direction" not in state:
-                state["direction"] = torch.empty_like(p)
-        directions = [state["direction"] for state in states]
-        if not of_buffers:
-            torch._foreach_copy_(directions, grads)
-        return directions
+def _buffers(group: dict[str, Any], moving: Moving) -> list[Tensor]:
+    """Return the momentum, with this step's gradients in it."""
+    old, grads = [], []
+    for grad, state in zip(moving.grads, moving.states, strict=True):
+        if "momentum_buffer" in state:
+            old.append(state["momentum_buffer"])
+            grads.append(grad)
+        else:
+            state["momentum_buffer"] = grad.clone()
+    if old:
+        torch._foreach_mul_(old, group["momentum"])
+        torch._foreach_add_(old, grads, alpha=1 - group["dampening"])
+    return [state["momentum_buffer"] for state in moving.states]
+
+
+def _nesterov(group: dict[str, Any], moving: Moving, buffers: list[Tensor]) -> list[Tensor]:
+    momentum = group["momentum"]
+    if group["hyper_lr"] == 0:  # as torch does: into the gradients
+        torch._foreach_add_(moving.grads, buffers, alpha=momentum)
+        return moving.grads
+    if all(grad.is_cpu for grad in moving.grads):
+        us = memory_for(moving)
+        for u, grad, buffer in zip(us, moving.grads, buffers, strict=True):
+            torch.add(grad, buffer, alpha=momentum, out=u)
+        return us
+    return list(torch._foreach_add(moving.grads, buffers, alpha=momentum))
