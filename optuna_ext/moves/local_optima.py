@@ -10,9 +10,9 @@ from optuna_ext.moves.history import differ_at_most_once
 from optuna_ext.moves.history import History
 from optuna_ext.moves.history import matches
 from optuna_ext.moves.history import SAME
-from optuna_ext.moves.neighborhood import averaged
 from optuna_ext.moves.neighborhood import Neighborhood
 from optuna_ext.moves.neighborhood import polls
+from optuna_ext.moves.repeats import averaged
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from dataclasses import replace
 from typing import get_args
 from typing import Literal
 
@@ -27,6 +26,7 @@ from optuna_ext.moves.offsets import nearest_rows
 from optuna_ext.moves.offsets import offsets_to
 from optuna_ext.moves.offsets import scores_of
 from optuna_ext.moves.quadratic import minimizer
+from optuna_ext.moves.repeats import averaged
 from optuna_ext.moves.turns import whose_turn
 
 
@@ -359,33 +359,6 @@ def _axis_distance(a: np.ndarray, b: np.ndarray) -> float | None:
     """Return the distance of two rows that differ in one coordinate only."""
     distances = np.nan_to_num(np.abs(a - b))
     return float(distances.max()) if np.count_nonzero(distances > SAME) == 1 else None
-
-
-def averaged(history: History, n_repeats: int) -> tuple[History, np.ndarray | None]:
-    """Return the history with repeated rows averaged, and the best row if it needs repeating."""
-    _, first, inverse, counts = np.unique(
-        np.round(history.rows, 9),
-        axis=0,
-        return_index=True,
-        return_inverse=True,
-        return_counts=True,
-        equal_nan=True,
-    )
-    order = np.argsort(first)
-    sums = [np.bincount(inverse.ravel(), y) for y in (history.values, history.ties)]
-    averaged = replace(
-        history,
-        rows=history.rows[first[order]],
-        values=(sums[0] / counts)[order],
-        ties=(sums[1] / counts)[order],
-        numbers=history.numbers[first[order]],
-        order=None,
-        lineage=None,
-    )
-    best = averaged.ranking()[0]
-    row = averaged.rows[best]
-    n_known = counts[order][best] + np.count_nonzero(matches(history.pending, row))
-    return averaged, row if n_known < n_repeats else None
 
 
 def _center(history: History, index: int, search: Neighborhood) -> np.ndarray:

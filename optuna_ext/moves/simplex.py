@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from optuna_ext.moves.history import SAME
+from optuna_ext.moves.plateaus import is_on_plateau
 from optuna_ext.moves.replay import Evaluation
 from optuna_ext.moves.replay import Search
 from optuna_ext.moves.replay import Snap
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from optuna_ext.moves.history import History
 
 _LAST = np.nextafter(1.0, 0.0)  # the largest coordinate
+_MAX_REPEATS = 2  # evaluations on plateaus that progress makes up for
 
 
 def nelder_mead(
@@ -151,7 +153,8 @@ def local_search(
     """Poll the choices and run a simplex over the rest, in turns, until neither is better.
 
     Every turn starts with a new simplex, half as large as the last one and on the other side of
-    the best row. That also gets over a simplex that has collapsed (Kelley 1999).
+    the best row. That also gets over a simplex that has collapsed (Kelley 1999). Where the
+    objective has plateaus on which a simplex makes no progress, there is no next turn.
 
     Args:
         start: Where to start. Columns that are NaN there stay as they are.
@@ -171,22 +174,23 @@ def local_search(
     """
     n_values, ordered = history.n_values, np.array(history.ordered)
     n_choices = {int(j): n_values[j] or 0 for j in np.flatnonzero(~ordered)}
-    best, side = start, 1.0
+    best, side, is_stuck = start, 1.0, False
     while True:
         before = best.value
         best = yield from poll_choices(best, n_choices)
         free = np.flatnonzero(ordered & ~np.isnan(best.row))
         if len(free):
             edges = [max(edge, 1.0 / (n_values[j] or np.inf)) for j in free]
-            best = yield from _simplex_search(
+            best, is_stuck = yield from _simplex_search(
                 best,
                 free,
                 side * np.array(edges),
+                n_values=n_values,
                 adaptive=adaptive,
                 tolerance=tolerance,
                 snap=snap,
             )
-        if not best.value < before:
+        if is_stuck or not best.value < before:
             return best
         edge, side = edge / 2, -side
 
@@ -196,11 +200,17 @@ def _simplex_search(
     free: np.ndarray,
     edges: np.ndarray,
     *,
+    n_values: tuple[int | None, ...],
     adaptive: bool,
     tolerance: float,
     snap: Snap,
-) -> Search[Evaluation]:
-    """Run a simplex over the columns ``free``, with a corner at ``start``."""
+) -> Search[tuple[Evaluation, bool]]:
+    """Run a simplex over the columns ``free``, with a corner at ``start``.
+
+    Returns:
+        The best evaluation, and whether the simplex got stuck on plateaus: shrinking on would
+        evaluate the same value again and again.
+    """
 
     def whole(row: np.ndarray) -> np.ndarray:
         return _replace(start.row, free, row)
@@ -216,12 +226,25 @@ def _simplex_search(
     search = nelder_mead(
         simplex, values=values, adaptive=adaptive, tolerance=tolerance, is_flat=is_flat
     )
-    best = start
+    best, seen = start, [start]
+    n_repeats = _MAX_REPEATS - 1  # without any progress a single one is enough
     try:
         rows = next(search)
-        while True:
+        while n_repeats < _MAX_REPEATS:
             found = yield [whole(row) for row in rows]
-            best = min(best, found, key=lambda evaluation: evaluation.value)
+            seen.append(found)
+            if found.value < best.value:
+                best, n_repeats = found, 0
+            elif _is_repeat(seen, n_values):
+                n_repeats += 1
             rows = search.send(found)
     except StopIteration:
-        return best
+        return best, False
+    return best, True
+
+
+def _is_repeat(seen: list[Evaluation], n_values: tuple[int | None, ...]) -> bool:
+    """Tell whether the last evaluation has the value of its neighbor on a plateau."""
+    rows = np.array([evaluation.row for evaluation in seen])
+    values = np.array([evaluation.value for evaluation in seen])
+    return is_on_plateau(rows, values, len(seen) - 1, n_values)

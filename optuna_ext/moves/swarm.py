@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from optuna_ext.moves.plateaus import is_on_plateau
 from optuna_ext.moves.simplex import reflect_at_bounds
 
 
@@ -44,7 +45,8 @@ def next_row(
     others a vote is drawn: the particle votes for its present choice and for its best one, its
     neighbors for their best ones, the better the neighbor the more.
 
-    A row that would repeat a trial is shaken, a bit harder each time.
+    A row that would repeat a trial is shaken, a bit harder each time. A particle that has come to
+    lie on a plateau, where its velocity means nothing, starts anew anywhere.
 
     Args:
         history: What is known, with at least one row.
@@ -58,8 +60,8 @@ def next_row(
 
     Returns:
         Array of shape ``(d,)``. A coordinate is NaN where any will do; all are, if the particle
-        has no position yet, if what it hears of is all equally good, or if everything around it
-        is taken.
+        has no position yet or lies on a plateau, if what it hears of is all equally good, or if
+        everything around it is taken.
 
     References:
         J. Kennedy, R. Eberhart (1995), ICNN. M. Clerc, J. Kennedy (2002), IEEE Trans. Evol.
@@ -69,7 +71,9 @@ def next_row(
     nowhere = np.full(history.rows.shape[1], np.nan)
     particle = number % n_particles
     flight = np.flatnonzero(history.numbers % n_particles == particle)
-    if not len(flight):
+    if not len(flight) or is_on_plateau(
+        history.rows, history.values, int(flight[-1]), history.n_values
+    ):
         return nowhere
     informants = _informants(history, particle, n_particles, topology)
     if len(informants) > 1 and history.values[informants[0]] == history.values[informants[-1]]:

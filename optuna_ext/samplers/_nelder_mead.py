@@ -30,8 +30,9 @@ class NelderMeadSampler(HistorySampler):
     From the best of the start-up trials, the sampler first tries other choices, one parameter
     at a time, and then lets a simplex of ``d + 1`` points crawl and shrink over the ``d`` numbers
     with the choices held. Both take turns until neither is better; then they start over from the
-    second best start-up trial, and so on. Numbers are seen on their own scale, linear or
-    logarithmic, integers are rounded, and points out of bounds are reflected. Choices that are
+    second best start-up trial, and so on. A simplex that makes no progress where neighbors have
+    exactly the same value, on a plateau, is given up. Numbers are seen on their own scale, linear
+    or logarithmic, integers are rounded, and points out of bounds are reflected. Choices that are
     increasing or decreasing numbers are treated as numbers.
 
     The method suits smooth objectives with little noise and up to about ten numbers. On a

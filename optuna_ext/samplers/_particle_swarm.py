@@ -26,11 +26,12 @@ class ParticleSwarmSampler(HistorySampler):
 
     Trial ``i`` is the next step of particle ``i % n_particles``. A particle keeps some of its
     velocity and is drawn to the best place it has been to and to the best one that it has heard
-    of. Numbers are seen on their own scale, linear or logarithmic, integers are rounded, and
-    particles out of bounds are reflected. Choices are voted on: by the particle, for the present
-    one and its best one, and by its neighbors, for their best ones. Choices that are increasing
-    or decreasing numbers are treated as numbers. No trial repeats another one, finished or
-    running, before the space is all but used up.
+    of. On a plateau, where its neighbor has exactly the same value, it starts anew. Numbers are
+    seen on their own scale, linear or logarithmic, integers are rounded, and particles out of
+    bounds are reflected. Choices are voted on: by the particle, for the present one and its best
+    one, and by its neighbors, for their best ones. Choices that are increasing or decreasing
+    numbers are treated as numbers. No trial repeats another one, finished or running, before the
+    space is all but used up.
 
     Positions and velocities are read from the study's trials. So a study goes on in a new process
     as if it had not been interrupted, and any number of workers can join. Nobody waits: a

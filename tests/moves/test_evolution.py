@@ -140,10 +140,10 @@ def test_parents_are_drawn_as_the_selection_says(
     past = history(values, rows)
     drawn = [
         child_of(past, [0, 1, 2, 3, 4], seed, selection=selection, n_parents=1, mutation_prob=0.0)
-        for seed in range(2000)
+        for seed in range(500)
     ]
     counts = np.array([sum((row == child).all() for child in drawn) for row in rows])
-    expected = 2000 * selection(np.array(values))
+    expected = 500 * selection(np.array(values))
     assert (counts[expected == 0] == 0).all()
     possible = expected > 0
     assert stats.chisquare(counts[possible], expected[possible]).pvalue > 1e-3

@@ -70,7 +70,7 @@ def test_nobody_is_replaced_by_an_equal(name: str) -> None:
 @pytest.mark.parametrize("exploit", [Tournament(), TTest()], ids=str)
 def test_the_opponent_is_any_other_member(exploit: Exploit) -> None:
     results = results_of([0.0, 1.0, 2.0, 3.0, 10.0])
-    drawn = [exploit.source(4, results, rng(seed)) for seed in range(2000)]
+    drawn = [exploit.source(4, results, rng(seed)) for seed in range(500)]
     counts = np.bincount(drawn, minlength=5)  # type: ignore[arg-type]
     assert counts[4] == 0
     assert stats.chisquare(counts[:4]).pvalue > 1e-3

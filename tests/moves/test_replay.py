@@ -87,8 +87,9 @@ def test_a_new_instance_goes_on_as_the_old_one(n_workers: int) -> None:
                 ordered=ordered,
             )
             row = old.next_row(now)
-            again = replay(5, snap=snap).next_row(now)
-            np.testing.assert_array_equal(row, again)
+            if number % 3 == 0:
+                again = replay(5, snap=snap).next_row(now)
+                np.testing.assert_array_equal(row, again)
         taken = [row for n, row in (done | running).items() if n != 20]
         if np.isnan(row).all():
             n_fresh += 1

@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 from scipy import optimize
 
+from optuna_ext.moves import History
 from optuna_ext.moves.replay import Evaluation
 from optuna_ext.moves.replay import Search
+from optuna_ext.moves.simplex import local_search
 from optuna_ext.moves.simplex import nelder_mead
 from optuna_ext.moves.simplex import poll_choices
 from optuna_ext.moves.simplex import reflect_at_bounds
@@ -140,3 +142,34 @@ def test_poll_ends_where_no_other_choice_is_better() -> None:
     k = (best * table.shape).astype(int)
     neighbors = [table[:, k[1], k[2]], table[k[0], :, k[2]], table[k[0], k[1]]]
     assert value(best) == min(map(np.min, neighbors))
+
+
+def local_search_from(start: np.ndarray, function: Function) -> list[float]:
+    """Return all values of a search over continuous columns."""
+    d = len(start)
+    nothing = History(
+        rows=np.empty((0, d)),
+        values=np.empty(0),
+        ties=np.empty(0),
+        numbers=np.empty(0, int),
+        pending=np.empty((0, d)),
+        pending_numbers=np.empty(0, int),
+        n_values=(None,) * d,
+        ordered=(True,) * d,
+    )
+    first = Evaluation(start, function(start))
+    return [first.value, *map(function, follow(local_search(first, nothing), function))]
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_does_not_stay_in_cells_of_noise(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    noise = rng.random((4, 4, 4))
+    values = local_search_from(rng.random(3), lambda u: float(noise[tuple((4 * u).astype(int))]))
+    assert len(values) <= 20  # else it shrinks to the tolerance, which takes about 40
+
+
+def test_passes_over_steps_downhill() -> None:
+    values = local_search_from(np.full(3, 0.9), lambda u: float(np.floor(20 * abs(u - 0.3)).sum()))
+    assert min(values) == 0 < values[0]
+    assert len(set(values)) < len(values) / 2  # it came by many equal ones

@@ -160,3 +160,11 @@ def test_converges_on_a_sphere(topology: Topology) -> None:
         assert ((row >= 0) & (row < 1)).all()
         rows.append(row.tolist())
     assert min(float(((np.array(row) - 0.3) ** 2).sum()) for row in rows) < 1e-3
+
+
+def test_starts_anew_on_a_plateau() -> None:
+    rows = [[0.4, 0.8], [0.3, 0.2], [0.5, 0.8], [0.2, 0.7]]  # of the particles 0, 1, 0, 1
+    past = history(rows, [1.0, 0.5, 1.0, 4.0])
+    rng = np.random.default_rng(0)
+    assert np.isnan(next_row(past, number=4, n_particles=2, rng=rng)).all()
+    assert not np.isnan(next_row(past, number=5, n_particles=2, rng=rng)).any()
