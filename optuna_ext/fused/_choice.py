@@ -16,8 +16,8 @@ from optuna_ext.fused._engines import Program
 from optuna_ext.fused._engines import VmapEngine
 from optuna_ext.fused._feed import Batch
 from optuna_ext.fused._loop import LoopEngine
+from optuna_ext.fused._signature import stack_of
 from optuna_ext.fused._stack import StackEngine
-from optuna_ext.fused._stack import work_of
 
 
 ENGINES: dict[str, Callable[[Program], Engine]] = {
@@ -32,13 +32,12 @@ ENGINES: dict[str, Callable[[Program], Engine]] = {
 _FAILURES = (RuntimeError, ValueError, TypeError, AttributeError, IndexError, KeyError)
 _SAMPLE = 4  # members by whom the others are judged
 _TIMED, _STEPS = 2, 2  # how often, and how many steps in a row: a loop is faster then
-_STACK_WORK = 4096  # multiplications per row up to which the stack engine may win
 
 
 def make(name: str, program: Program) -> Engine:
-    """Make an engine, with the layout in memory that it needs."""
-    program.relayout(members_last=name == "stack")
-    return ENGINES[name](program)  # which may make matrices of the same layout
+    """Make an engine."""
+    program.relayout(members_last=False)  # whatever another engine has made of it
+    return ENGINES[name](program)
 
 
 def choose(wanted: str, program: Program, batch: Batch, *, tolerance: float) -> tuple[Engine, str]:
@@ -62,9 +61,9 @@ def choose(wanted: str, program: Program, batch: Batch, *, tolerance: float) -> 
     with _unchanged(program):
         seconds = {"loop": _seconds(loop, few) / len(sample) * len(program.taken)}
     problems: dict[str, str] = {}
-    for name in _candidates(wanted, program, batch):
-        if name == "grad" and "vmap" in seconds:
-            continue  # it is for what vmap cannot do
+    for name in _candidates(wanted, program):
+        if len(seconds) > 1:
+            break  # each is for what those before it cannot do
         try:
             engine = make(name, program)
             with _unchanged(program):
@@ -96,10 +95,10 @@ def _unchanged(program: Program) -> Iterator[None]:
             matrix.copy_(rows)
 
 
-def _candidates(wanted: str, program: Program, batch: Batch) -> Sequence[str]:
+def _candidates(wanted: str, program: Program) -> Sequence[str]:
     if wanted != "auto":
         return [wanted]
-    return [*(["stack"] if 0 < work_of(program, batch) <= _STACK_WORK else []), "vmap", "grad"]
+    return ["stack", "vmap", "grad"] if stack_of(program.model) else ["vmap", "grad"]
 
 
 def _seconds(engine: Engine, batch: Batch) -> float:

@@ -1,5 +1,6 @@
 """Ways to take a step with all members of a population; all compute the same.
 
+- ``stack``: products of all members' weights, for stacks of ``Linear``, ``ReLU`` and ``Tanh``.
 - ``vmap``: one forward of the user's module for all members, by ``torch.func.vmap``, and ordinary
   autograd on the sum of their losses. Any architecture that vmap can batch.
 - ``grad``: vmap of the gradient, for what has no batching rule under autograd: recurrent layers.
@@ -15,6 +16,7 @@ from collections.abc import Mapping
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from contextlib import contextmanager
+from contextlib import nullcontext
 from dataclasses import dataclass
 import types
 from typing import Any
@@ -30,6 +32,7 @@ from torch.func import vmap
 
 from optuna_ext.fused._feed import Batch
 from optuna_ext.fused._optimizers import Optimizers
+from optuna_ext.fused._rewritten import Rewritten
 from optuna_ext.fused._weights import Weights
 
 
@@ -139,7 +142,7 @@ class Engine:
         for batch in batches:
             with _kept(p, batch.idle):
                 losses, gradients = self.gradients(batch)
-                p.optimizers.step(gradients, p.taken)
+                p.optimizers.step(gradients)
             if batch.idle:
                 idle = self._mask(batch.idle)
                 losses = losses.masked_fill(idle.to(losses.device), 0)
@@ -203,8 +206,9 @@ class VmapEngine(Engine):
         self, views: Tensors, buffers: Tensors, x: Tensor, y: Tensor, live: Any, hyper: Tensors
     ) -> tuple[Tensor, Tensors]:
         given = views | buffers  # where functional_call leaves what a module puts in their place
-        outputs = functional_call(self._program.model, given, (x,))
-        loss = self._program.mean_loss(outputs, y, live, hyper)
+        with nullcontext() if self._program.compile else Rewritten():
+            outputs = functional_call(self._program.model, given, (x,))
+            loss = self._program.mean_loss(outputs, y, live, hyper)
         return loss, {name: given[name] for name in buffers if given[name] is not buffers[name]}
 
     @torch.no_grad()

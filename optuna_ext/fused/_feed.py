@@ -39,12 +39,17 @@ class Batch:
     @property
     def x(self) -> Tensor:
         """The inputs ``(slots, rows, ...)``, or ``(rows, ...)`` if they are shared."""
-        return self.inputs if self.rows is None else _take(self.inputs, self.rows)
+        return self.inputs if self.rows is None else take(self.inputs, self.rows)
 
     @property
     def y(self) -> Tensor:
         """The targets, likewise."""
-        return self.targets if self.rows is None else _take(self.targets, self.rows)
+        return self.targets if self.rows is None else take(self.targets, self.rows)
+
+    @property
+    def n_rows(self) -> int:
+        """How many rows each member gets, with those that only pad."""
+        return len(self.inputs) if self.rows is None else self.rows.shape[-1]
 
     def of(self, slot: int) -> tuple[Tensor, Tensor]:
         """The inputs and targets of one member, without the rows that only pad."""
@@ -53,12 +58,14 @@ class Batch:
         rows = self.rows if self.shared else self.rows[slot]
         if self.live is not None:
             rows = rows[self.live[slot]]
-        return _take(self.inputs, rows), _take(self.targets, rows)
+        return take(self.inputs, rows), take(self.targets, rows)
 
 
-def _take(tensor: Tensor, rows: Tensor) -> Tensor:
+def take(tensor: Tensor, rows: Tensor, dim: int = 0) -> Tensor:
+    """Take rows, which lie along a dimension, in the shape of their numbers."""
     # Faster than tensor[rows].
-    return tensor.index_select(0, rows.flatten()).view(*rows.shape, *tensor.shape[1:])
+    shape = *tensor.shape[:dim], *rows.shape, *tensor.shape[dim + 1 :]
+    return tensor.index_select(dim, rows.flatten()).view(shape)
 
 
 def batches(
@@ -94,7 +101,7 @@ def batches(
         rows = torch.zeros(len(sizes), n, dtype=torch.int32, device=x.device)
         for slot in taken:
             if steps[slot] < n:
-                rows[slot] = torch.randperm(n, generator=generators[slot], device=x.device)
+                torch.randperm(n, generator=generators[slot], out=rows[slot])
             else:
                 rows[slot] = torch.arange(n, device=x.device)
     else:

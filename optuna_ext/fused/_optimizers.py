@@ -7,6 +7,7 @@ only then cast.
 from __future__ import annotations
 
 from collections.abc import Callable
+from collections.abc import Iterable
 from collections.abc import Mapping
 from collections.abc import Sequence
 import copy
@@ -20,7 +21,6 @@ from torch.optim import Adam
 from torch.optim import AdamW
 from torch.optim import Optimizer
 from torch.optim import SGD
-from torch.optim.adam import adam
 from torch.optim.sgd import sgd
 
 from optuna_ext.fused._weights import relaid
@@ -141,24 +141,24 @@ class Optimizers:
         self._coefficients = []
 
     @torch.no_grad()
-    def step(self, gradients: Tensor, rows: Sequence[int]) -> None:
-        """Update the members, of which those in ``rows`` matter; overwrites the gradients."""
+    def step(self, gradients: Tensor) -> None:
+        """Update the members; overwrites the gradients."""
         flat = self._weights.flat
         wide = flat.shape[1] >= _ROW_BY_ROW and flat.is_contiguous()
         if self.rule.kind is not SGD and wide and flat.is_cpu:
-            for slot in rows:
-                self._step_row(slot, gradients[slot])
+            self._step_rows(range(len(flat)), flat, gradients, *self.state.values())
             return
         update = self._sgd if self.rule.kind is SGD else self._adam
         for index, columns in enumerate(self._weights.groups):
             update(index, columns, gradients[:, columns])
 
-    def _step_row(self, slot: int, gradient: Tensor) -> None:
+    def _step_rows(self, slots: Iterable[int], *matrices: Tensor) -> None:
+        """Update members by torch's kernels; the matrices have a row for each of the slots."""
         for index, columns in enumerate(self._weights.groups):
-            params, *state = (
-                [matrix[slot, columns]] for matrix in (self._weights.flat, *self.state.values())
-            )
-            self._call(slot, index, params, [gradient[columns]], *state)
+            rows = zip(*(matrix[:, columns].unbind() for matrix in matrices), strict=True)
+            for slot, tensors in zip(slots, rows, strict=True):
+                if self._groups[slot]:
+                    self._call(slot, index, *([tensor] for tensor in tensors))
 
     def updater(self, slot: int) -> Callable[[Sequence[Tensor | None]], None]:
         """Give a function that updates one member by the gradients of its trained tensors.
@@ -182,12 +182,13 @@ class Optimizers:
 
         @torch.no_grad()
         def update_padded(gradients: Sequence[Tensor | None]) -> None:
-            row = torch.zeros_like(weights.flat[slot])
-            views = weights.member_views(row, slot)
+            params, *state = (matrix[slot : slot + 1] for matrix in matrices)
+            row = torch.zeros_like(params)
+            views = weights.member_views(row[0], slot)
             for name, gradient in zip(names, gradients, strict=True):
                 if gradient is not None:
                     views[name].copy_(gradient)
-            self._step_row(slot, row)
+            self._step_rows([slot], params, row, *state)
 
         # torch's kernels expect tensors without gaps.
         return update if all(t.is_contiguous() for t in lists[0]) else update_padded
@@ -217,31 +218,26 @@ class Optimizers:
                 nesterov=group["nesterov"],
                 maximize=False,
             )
-        else:
-            beta1, beta2 = group["betas"]
-            mean, square = state
-            # The kernel counts the step of each tensor; all have the same.
-            steps = [step] if len(params) == 1 else [*step.repeat(len(params)).unbind()]
-            adam(
-                params,
-                gradients,
-                mean,
-                square,
-                [],
-                steps,
-                fused=True,
-                decoupled_weight_decay=self.rule.decoupled,
-                amsgrad=False,
-                beta1=float(beta1),
-                beta2=float(beta2),
-                lr=lr,
-                weight_decay=float(group["weight_decay"]),
-                eps=float(group["eps"]),
-                maximize=False,
-            )
-            if len(params) == 1:
-                return
+            step += 1
+            return
         step += 1
+        beta1, beta2 = group["betas"]
+        # What torch.optim.adam.adam comes down to, which takes longer than a small member does.
+        adam = torch._fused_adamw_ if self.rule.decoupled else torch._fused_adam_
+        adam(
+            params,
+            gradients,
+            *state,
+            [],
+            [step] * len(params),
+            lr=lr,
+            beta1=float(beta1),
+            beta2=float(beta2),
+            weight_decay=float(group["weight_decay"]),
+            eps=float(group["eps"]),
+            amsgrad=False,
+            maximize=False,
+        )
 
     def _sgd(self, index: int, columns: slice, gradient: Tensor) -> None:
         c = self._of_all()[index]

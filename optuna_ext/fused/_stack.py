@@ -1,13 +1,16 @@
-"""Plain stacks of ``Linear`` with ``ReLU`` or ``Tanh``, members side by side in memory.
+"""Plain stacks of ``Linear`` with ``ReLU`` or ``Tanh``, without autograd.
 
-A product of 5x5 weights and 256 rows is too small for a matrix routine. With the members last,
-``(units, rows, slots)``, each weight is a vector over the members, and a layer is a few long
-multiply-adds over memory, at the speed of the vector unit.
+A layer is one batched product, whose result lies in a buffer that the next step uses again: memory
+that is new to the process costs more than the arithmetic done in it. Activations are kept as
+``(slots, units, rows)``. With the many rows adjacent, and not the few units, products of 5x5
+weights are six times as fast. Members are taken as many at a time as have their activations in the
+cache.
 
-Where the time goes, on the network 2-5-5-1 with 256 rows and 1,024 members: 40 multiply-adds
-forward, 40 products and sums for the gradients of the weights, 30 multiply-adds backward, each a
-pass through the cache at about 0.1 ns per row and member. A loop that keeps everything in
-registers needs 1.6 us per member and step; that is the floor, which a compiled step comes near to.
+Where the time goes, on the network 2-5-5-1 with 256 rows and 1,024 members, per member and step:
+products 2 us, activations, sums and copies 1 us, the loss and its gradient by autograd 2 us,
+shuffling and taking the rows 2 us. On 64-128-128-10 with 64 rows, the products take 90 of 120 us:
+there they run at the speed of the matrix routine. A loop that keeps everything in registers needs
+1.6 us for 2-5-5-1; that is the floor.
 """
 
 from __future__ import annotations
@@ -23,19 +26,23 @@ from torch.func import vmap
 from optuna_ext.fused._engines import Engine
 from optuna_ext.fused._engines import Program
 from optuna_ext.fused._feed import Batch
+from optuna_ext.fused._feed import take
+from optuna_ext.fused._rewritten import Rewritten
 from optuna_ext.fused._signature import stack_of
 from optuna_ext.fused._unrolled import compiled
 from optuna_ext.fused._unrolled import Dense
 from optuna_ext.fused._unrolled import Step
 
 
-_CHUNK = 3 * 2**17  # elements of the widest layer's activations, which then stay in the cache
+_CHUNK = 2**18  # elements of the widest layer's activations, which then stay in the cache
 
 _UNROLLED = 256  # multiplications per row up to which a step is compiled, in some seconds
 
+_FEW = 8  # features up to which it is faster to take rows feature by feature
+
 
 class StackEngine(Engine):
-    """Forward and backward of a stack by multiply-adds that are vectorized over the members."""
+    """Forward and backward of a stack by batched products into buffers."""
 
     name = "stack"
 
@@ -54,14 +61,15 @@ class StackEngine(Engine):
             (names[id(layer.weight)], None if layer.bias is None else names[id(layer.bias)])
             for layer in self._dense
         ]
-        self._found = torch.zeros_like(program.weights.flat)
-        self._chunks: dict[tuple[int, bool], list[_Chunk]] = {}
-        self._buffers: dict[tuple[object, ...], Tensor] = {}
-        self._inputs: tuple[Tensor, Tensor] | None = None
         self._compiled: Step | None = None
         work = sum(layer.in_features * layer.out_features for layer in self._dense)
         if program.compile and work <= _UNROLLED and not program.weights.has_frozen:
+            program.relayout(members_last=True)
             self._compiled = compiled(self._spelled_out(), program.mean_loss)
+        self._found = torch.zeros_like(program.weights.flat)
+        self._chunks: dict[int, list[_Chunk]] = {}
+        self._buffers: dict[tuple[object, ...], Tensor] = {}
+        self._inputs: tuple[Tensor, Tensor] | None = None
 
     def _spelled_out(self) -> list[Dense]:
         columns = self._program.weights.columns
@@ -71,19 +79,24 @@ class StackEngine(Engine):
                 bias=None if bias is None else columns[bias].start,
                 inputs=layer.in_features,
                 outputs=layer.out_features,
-                relu=self._relu[index] if index < len(self._relu) else None,
+                relu=self._activation(index),
             )
             for index, (layer, (weight, bias)) in enumerate(
                 zip(self._dense, self._names, strict=True)
             )
         ]
 
+    def _activation(self, index: int) -> bool | None:
+        return self._relu[index] if index < len(self._relu) else None
+
     def _compiled_gradients(self, step: Step, batch: Batch) -> tuple[Tensor, Tensor]:
         p = self._program
         if batch.shared:
             x, y = batch.x.T[..., None], batch.y
         else:
-            x, y = self._gathered(batch, slice(None), None)
+            rows = batch.rows.T.contiguous()  # type: ignore[union-attr]
+            x = take(self._by_feature(batch.inputs), rows, 1)
+            y = take(batch.targets, rows).transpose(0, 1)
         losses, found = step(p.weights.flat.T, x, y, batch.live, p.hyper)
         return losses, found.T
 
@@ -93,189 +106,162 @@ class StackEngine(Engine):
             return self._compiled_gradients(self._compiled, batch)
         p = self._program
         losses = p.weights.flat.new_empty(len(p.models))
-        rows = len(batch.inputs) if batch.rows is None else batch.rows.shape[-1]
-        shared = batch.x if batch.shared else None
-        for chunk in self._chunks_of(rows, shared=batch.shared):
-            some = chunk.some
-            live = None if batch.live is None else batch.live[some]
-            y = batch.y if batch.shared else self._gathered(batch, some, chunk.inputs)[1]
-            chunk.forward(shared)
-            losses[some] = self._loss(chunk, y, live, shared=batch.shared)
-            chunk.backward(shared)
+        for chunk in self._chunks_of(batch.n_rows):
+            x, y = self._taken(batch, chunk.some)
+            live = None if batch.live is None else batch.live[chunk.some]
+            outputs = chunk.forward(x)
+            losses[chunk.some], upstream = self._loss(chunk, outputs, y, live, batch.shared)
+            chunk.backward(x, upstream)
         return losses, self._found[:, : p.weights.frozen.start]
 
     @torch.enable_grad()
-    def _loss(self, chunk: _Chunk, y: Tensor, live: Tensor | None, *, shared: bool) -> Tensor:
-        """Put the gradient of the outputs into the chunk; return the losses."""
-        outputs = chunk.outputs.permute(2, 1, 0).requires_grad_()
+    def _loss(
+        self, chunk: _Chunk, outputs: Tensor, y: Tensor, live: Tensor | None, shared: bool
+    ) -> tuple[Tensor, Tensor]:
+        """The losses, and the gradient of the outputs."""
+        outputs = outputs.mT.detach().requires_grad_()
         hyper = {name: values[chunk.some] for name, values in self._program.hyper.items()}
         dims = (0, None if shared else 0, None if live is None else 0, 0)
-        losses = vmap(self._program.mean_loss, in_dims=dims)(outputs, y, live, hyper)
+        with Rewritten():
+            losses = vmap(self._program.mean_loss, in_dims=dims)(outputs, y, live, hyper)
         (gradient,) = torch.autograd.grad(losses.sum(), outputs)
-        chunk.upstream.copy_(gradient.permute(2, 1, 0))
-        return losses.detach()
+        return losses.detach(), gradient.mT
 
     @torch.no_grad()
     def outputs(self, x: Tensor) -> Tensor:
-        found = []
-        for chunk in self._chunks_of(len(x), shared=True):
-            chunk.forward(x)
-            found.append(chunk.outputs.permute(2, 1, 0).clone())
-        return torch.cat(found)
+        chunks = self._chunks_of(len(x))
+        return torch.cat([chunk.forward(x.mT).mT.clone() for chunk in chunks])
 
-    def _gathered(self, batch: Batch, some: slice, out: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Take rows of some members: ``(features, rows, slots)`` and ``(slots, rows, ...)``."""
-        rows = batch.rows[some].T.contiguous()  # type: ignore[index]
-        inputs = self._transposed(batch.inputs)
-        if out is None:
-            out = inputs.new_empty((len(inputs), *rows.shape))
-        torch.index_select(inputs, 1, rows.flatten(), out=out.view(len(inputs), -1))
-        y = batch.targets.index_select(0, rows.flatten())
-        return out, y.view(*rows.shape, *y.shape[1:]).transpose(0, 1)
+    def _taken(self, batch: Batch, some: slice) -> tuple[Tensor, Tensor]:
+        """Take ``(slots, features, rows)``, or ``(features, rows)`` if shared; and the targets."""
+        if batch.shared:
+            return batch.x.mT, batch.y
+        rows = batch.rows[some]  # type: ignore[index]
+        if batch.inputs.shape[1] > _FEW:
+            x = take(batch.inputs, rows).mT
+        else:
+            x = take(self._by_feature(batch.inputs), rows, 1).transpose(0, 1)
+        return x, take(batch.targets, rows)
 
-    def _transposed(self, inputs: Tensor) -> Tensor:
+    def _by_feature(self, inputs: Tensor) -> Tensor:
         """The inputs ``(features, n)``, made once for the many steps of an epoch."""
         if self._inputs is None or self._inputs[0] is not inputs:
-            self._inputs = inputs, inputs.T.contiguous()
+            self._inputs = inputs, inputs.mT.contiguous()
         return self._inputs[1]
 
-    def _chunks_of(self, rows: int, *, shared: bool) -> list[_Chunk]:
-        if (rows, shared) not in self._chunks:
+    def _chunks_of(self, rows: int) -> list[_Chunk]:
+        if rows not in self._chunks:
             slots = len(self._program.models)
             widest = max(layer.out_features for layer in self._dense)
             size = max(16, _CHUNK // (widest * rows))
             size = math.ceil(slots / math.ceil(slots / size))  # all about the same
-            self._chunks[rows, shared] = [
-                self._chunk(slice(begin, min(begin + size, slots)), rows, shared=shared)
+            self._chunks[rows] = [
+                self._chunk(slice(begin, min(begin + size, slots)), rows)
                 for begin in range(0, slots, size)
             ]
-        return self._chunks[rows, shared]
+        return self._chunks[rows]
 
-    def _chunk(self, some: slice, rows: int, *, shared: bool) -> _Chunk:
+    def _chunk(self, some: slice, rows: int) -> _Chunk:
         views = self._program.weights.views(self._program.weights.flat[some])
         gradients = self._program.weights.views(self._found[some])
         slots = some.stop - some.start
 
-        def buffer(name: object, width: int) -> Tensor:  # chunks of equal size share them
-            shape = (width, rows, slots)
-            if (name, *shape) not in self._buffers:
-                self._buffers[name, *shape] = views[self._names[0][0]].new_empty(shape)
-            return self._buffers[name, *shape]
+        def buffer(name: str, index: int, *shape: int) -> Tensor:  # chunks of equal size share
+            key = name, index, slots, *shape
+            if key not in self._buffers:
+                self._buffers[key] = self._found.new_empty((slots, *shape))
+            return self._buffers[key]
 
-        inputs = None if shared else buffer("inputs", self._dense[0].in_features)
-        layers: list[_Layer] = []
+        layers = []
         for index, (weight, bias) in enumerate(self._names):
-            width = self._dense[index].out_features
+            inputs, outputs = self._dense[index].in_features, self._dense[index].out_features
             layers.append(
                 _Layer(
-                    weight=views[weight].permute(1, 2, 0),
-                    bias=None if bias is None else views[bias].T[:, None],
-                    weight_gradient=gradients[weight].permute(1, 2, 0),
-                    bias_gradient=None if bias is None else gradients[bias].T[:, None],
-                    inputs=layers[-1].outputs if layers else inputs,
-                    outputs=buffer(index, width),
-                    upstream=buffer(("upstream", index), width),
-                    downstream=layers[-1].upstream if layers else None,
-                    product=buffer("product", width),
-                    relu=self._relu[index] if index < len(self._relu) else None,
-                    relu_below=self._relu[index - 1] if layers else None,
+                    weight=views[weight],
+                    bias=None if bias is None else views[bias][..., None],
+                    weight_gradient=gradients[weight],
+                    bias_gradient=None if bias is None else gradients[bias][..., None],
+                    outputs=buffer("outputs", index, outputs, rows),
+                    downstream=buffer("downstream", index, inputs, rows) if index else None,
+                    product=buffer("product", index, outputs, inputs),
+                    relu=self._activation(index),
                 )
             )
-        return _Chunk(some=some, inputs=inputs, layers=layers)
+        return _Chunk(some=some, layers=layers)
 
 
+@dataclass(frozen=True, kw_only=True)
 class _Layer:
-    """A dense layer of some members, with the views that its operations need.
+    """A dense layer of some members.
+
+    Its inputs are ``(slots, inputs, rows)``, or ``(inputs, rows)`` if all members share them.
 
     Args:
         weight:
-            ``(outputs, inputs, slots)``.
+            ``(slots, outputs, inputs)``.
         bias:
-            ``(outputs, 1, slots)``.
+            ``(slots, outputs, 1)``.
         weight_gradient:
             Where to put the gradient.
         bias_gradient:
             Likewise.
-        inputs:
-            ``(inputs, rows, slots)``, or ``None`` if they are rows that all members share.
         outputs:
-            ``(outputs, rows, slots)``.
-        upstream:
-            Their gradient, before the activation.
+            Where to put the outputs ``(slots, outputs, rows)``.
         downstream:
-            Where to put the gradient of the inputs, before their activation, if it is needed.
+            Where to put the gradient of the inputs, if it is needed.
         product:
-            Scratch of the shape of the outputs.
+            Scratch of the shape of the weight, without gaps.
         relu:
             Whether the activation is ReLU or tanh; ``None`` if there is none.
-        relu_below:
-            Likewise, of the layer that gives the inputs.
     """
 
-    def __init__(
-        self,
-        *,
-        weight: Tensor,
-        bias: Tensor | None,
-        weight_gradient: Tensor,
-        bias_gradient: Tensor | None,
-        inputs: Tensor | None,
-        outputs: Tensor,
-        upstream: Tensor,
-        downstream: Tensor | None,
-        product: Tensor,
-        relu: bool | None,
-        relu_below: bool | None,
-    ) -> None:
-        self.outputs = outputs
-        self.upstream = upstream
-        self._weight, self._bias = weight, bias
-        self._weight_gradient, self._bias_gradient = weight_gradient, bias_gradient
-        self._inputs, self._downstream = inputs, downstream
-        self._product = product
-        self._relu, self._relu_below = relu, relu_below
-        n_inputs, n_outputs = weight.shape[1], weight.shape[0]
-        if inputs is not None:
-            self._columns = [(weight[:, i, None], inputs[i]) for i in range(n_inputs)]
-            self._sums = [(inputs[i], weight_gradient[:, i]) for i in range(n_inputs)]
-        self._rows = [(weight[o, :, None], upstream[o]) for o in range(n_outputs)]
+    weight: Tensor
+    bias: Tensor | None
+    weight_gradient: Tensor
+    bias_gradient: Tensor | None
+    outputs: Tensor
+    downstream: Tensor | None
+    product: Tensor
+    relu: bool | None
 
-    def forward(self, shared: Tensor | None) -> None:
-        """Compute the outputs; ``shared`` are the rows ``(rows, inputs)`` of all members."""
+    def forward(self, x: Tensor) -> Tensor:
+        """Compute the outputs."""
         z = self.outputs
-        if self._inputs is None:
-            torch.matmul(shared, self._weight, out=z)  # type: ignore[arg-type]
-            if self._bias is not None:
-                z.add_(self._bias)
+        if x.dim() == 2:
+            torch.mm(self.weight.flatten(0, 1), x, out=z.view(-1, x.shape[1]))
+            if self.bias is not None:
+                z.add_(self.bias)
+        elif self.bias is None:
+            torch.bmm(self.weight, x, out=z)
         else:
-            (weight, h), *rest = self._columns
-            if self._bias is None:
-                torch.mul(weight, h, out=z)
-            else:
-                torch.addcmul(self._bias, weight, h, out=z)
-            for weight, h in rest:
-                z.addcmul_(weight, h)
-        if self._relu is not None:
-            z.relu_() if self._relu else z.tanh_()
+            torch.baddbmm(self.bias, self.weight, x, out=z)
+        if self.relu is not None:
+            z.relu_() if self.relu else z.tanh_()
+        return z
 
-    def backward(self, shared: Tensor | None) -> None:
-        """Compute the gradients from that of the outputs."""
-        if self._bias_gradient is not None:
-            torch.sum(self.upstream, 1, keepdim=True, out=self._bias_gradient)
-        if self._inputs is None:
-            torch.matmul(shared.T, self.upstream, out=self._weight_gradient)  # type: ignore[union-attr]
-            return
-        for h, gradient in self._sums:
-            torch.sum(torch.mul(self.upstream, h, out=self._product), 1, out=gradient)
-        if self._downstream is not None:
-            (weight, upstream), *rest = self._rows
-            z = torch.mul(weight, upstream, out=self._downstream)
-            for weight, upstream in rest:
-                z.addcmul_(weight, upstream)
-            if self._relu_below:
-                torch.ops.aten.threshold_backward.grad_input(z, self._inputs, 0, grad_input=z)
-            else:
-                torch.ops.aten.tanh_backward.grad_input(z, self._inputs, grad_input=z)
+    def backward(self, x: Tensor, upstream: Tensor) -> Tensor | None:
+        """Compute the gradients from that of the outputs before the activation."""
+        if self.bias_gradient is not None:
+            torch.sum(upstream, 2, keepdim=True, out=self.bias_gradient)
+        if x.dim() == 2:
+            product = self.product.view(-1, len(x))
+            torch.mm(upstream.reshape(len(product), -1), x.mT, out=product)
+        else:
+            torch.bmm(upstream, x.mT, out=self.product)
+        self.weight_gradient.copy_(self.product)
+        if self.downstream is None:
+            return None
+        return torch.bmm(self.weight.mT, upstream, out=self.downstream)
+
+    def before_activation(self, upstream: Tensor) -> Tensor:
+        """Turn the gradient of the outputs into that before the activation, in its place."""
+        if self.relu:
+            torch.ops.aten.threshold_backward.grad_input(
+                upstream, self.outputs, 0, grad_input=upstream
+            )
+        else:
+            torch.ops.aten.tanh_backward.grad_input(upstream, self.outputs, grad_input=upstream)
+        return upstream
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -283,35 +269,17 @@ class _Chunk:
     """Members whose activations fit into the cache together."""
 
     some: slice
-    inputs: Tensor | None
     layers: list[_Layer]
 
-    @property
-    def outputs(self) -> Tensor:
-        """``(outputs, rows, slots)``."""
-        return self.layers[-1].outputs
-
-    @property
-    def upstream(self) -> Tensor:
-        """The gradient of the outputs."""
-        return self.layers[-1].upstream
-
-    def forward(self, shared: Tensor | None) -> None:
-        """Compute the outputs."""
+    def forward(self, x: Tensor) -> Tensor:
+        """Compute the outputs of the last layer."""
         for layer in self.layers:
-            layer.forward(shared)
+            x = layer.forward(x)
+        return x
 
-    def backward(self, shared: Tensor | None) -> None:
-        """Compute the gradients."""
-        for layer in reversed(self.layers):
-            layer.backward(shared)
-
-
-def work_of(program: Program, batch: Batch) -> int:
-    """Count the multiplications per row and member that are vectorized over the members.
-
-    0 if the model is no stack. The first layer is a matrix product if all have the same rows.
-    """
-    layers = stack_of(program.model) or []
-    dense = [layer for layer in layers if isinstance(layer, nn.Linear)]
-    return sum(layer.in_features * layer.out_features for layer in dense[batch.shared :])
+    def backward(self, x: Tensor, upstream: Tensor) -> None:
+        """Compute all gradients from that of the outputs."""
+        for below, layer in reversed([*zip([None, *self.layers], self.layers, strict=False)]):
+            found = layer.backward(x if below is None else below.outputs, upstream)
+            if below is not None and found is not None:
+                upstream = below.before_activation(found)
