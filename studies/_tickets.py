@@ -255,7 +255,7 @@ def _birth(process: psutil.Process) -> str:
     """Name the moment when a process began, in a word that stays the same while it lives."""
     try:  # Linux knows it by a clock that nobody sets, and psutil by the one that tells the time
         boot = Path("/proc/sys/kernel/random/boot_id").read_text()
-        stat = Path(f"/proc/{process.pid}/stat").read_text()
+        stat = Path(f"/proc/{process.pid}/stat").read_text(errors="replace")
     except OSError:
         return f"{process.create_time():.2f}"
     return f"{boot[:8]}+{stat.rpartition(')')[2].split()[19]}"  # 22nd field, starttime: proc(5)

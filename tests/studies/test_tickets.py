@@ -45,6 +45,29 @@ def test_only_processes_that_can_be_seen_from_here_count_as_dead(
     assert [trial.state.name for trial in toy.trials()] == ["COMPLETE", state, "COMPLETE"]
 
 
+def test_a_heart_beats_before_its_process_has_a_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed in between, it would live forever in the eyes of other machines."""
+    location = f"journal:{tmp_path}/study"
+    storage = open_storage(location)
+    study = optuna.create_study(storage=storage)
+    tickets = Tickets(study, storage, location=location, total=1)
+    tickets.sign_trials()
+    written = []
+    write = storage.set_trial_user_attr
+
+    def spy(trial_id: int, key: str, value: object) -> None:
+        written.append(key)
+        write(trial_id, key, value)
+
+    monkeypatch.setattr(storage, "set_trial_user_attr", spy)
+    assert tickets.take()
+    study.ask()
+    tickets.ended()
+    assert written[:2] == ["heartbeat", "process"]
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere nothing moves with the clock")
 def test_nobody_dies_of_a_clock_that_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
     signature = _this_process()
