@@ -9,7 +9,7 @@ of the learning rates are drawn beside the figure and on the dashboard::
 What was published, once more: Baydin et al. (2018) on MNIST, and Auto-Tune (Jacobson & Gonzalez
 2020) on decision boundaries, a minute or two each::
 
-    python -m studies.hypergradient --table --seeds 5 --figure starts.html
+    python -m studies.hypergradient --table --seeds 3 --figure starts.html
     python -m studies.hypergradient --cases
 
 What a step costs, over one of torch's own optimizers::

@@ -428,12 +428,12 @@ def test_the_exponential_rule_finds_a_rate_from_any_start(start: float) -> None:
     scale = torch.logspace(0, 1, 10)
     theta = nn.Parameter(torch.ones(10))
     optimizer = HypergradientAdam([theta], lr=start)
-    for _ in range(1500):
+    for _ in range(600):
         optimizer.zero_grad()
         loss = (scale * theta.square()).sum()
         torch.autograd.backward(loss)
         optimizer.step()
-    assert loss.item() < 1e-2
+    assert loss.item() < 1e-6
 
 
 @pytest.mark.parametrize("kind", OURS)

@@ -261,7 +261,7 @@ def _over_all_groups(products: Sequence[_Products], groups: Sequence[dict[str, A
 def _reduced_on_plateau(optimizer: Optimizer) -> bool:
     """Whether there is a ReduceLROnPlateau for it, which leaves no trace on the optimizer."""
     return any(
-        issubclass(type(x), ReduceLROnPlateau) and x.optimizer is optimizer
+        issubclass(type(x), ReduceLROnPlateau) and vars(x).get("optimizer") is optimizer
         for x in gc.get_objects()
     )
 
