@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+import inspect
 from pathlib import Path
 from typing import Annotated
 from typing import Any
@@ -91,6 +92,9 @@ def _check_data(
     """Notice missing data before there is a study."""
     import torch
 
-    own = {n: value for n, value in arguments.items() if n in objective.own_keywords()}
+    make = objective.module.task
+    takes = inspect.signature(make).parameters
+    given = {**arguments, "data_dir": data_dir}
     with mistakes_in_a_sentence():
-        objective.module.task(**own, data_dir=data_dir).data(torch.device("cpu"))
+        task = make(**{name: value for name, value in given.items() if name in takes})
+        task.data(torch.device("cpu"))
