@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from heapq import nsmallest
 import math
 from typing import get_args
 from typing import Literal
@@ -33,7 +32,7 @@ class Field:
 
     Args:
         first_step: The step of the first report, 0 or 1.
-        min_trials: How many trials, those with the lowest numbers, always go on.
+        min_trials: How many trials nobody is compared with at first.
         value: What of a trial counts.
     """
 
@@ -54,9 +53,6 @@ class Field:
     ) -> bool:
         """Return whether a trial that has just reported is to be stopped.
 
-        It is compared at the last rung that it has passed, after every report: at the rung itself
-        few may have been there to compare it with.
-
         Args:
             study: The study.
             trial: A running trial.
@@ -67,7 +63,7 @@ class Field:
         if not steps or steps[-1] >= bracket.rungs[-1]:
             return False
         rung = bracket.last_cut(steps[-1])
-        if rung is None:
+        if rung is None or any(step >= rung for step in steps[:-1]):  # that was decided then
             return False
         scores = {}
         for other in (*study.get_trials(deepcopy=False), trial):  # as it is now, not as stored
@@ -77,7 +73,7 @@ class Field:
                     scores[other.number] = score
         if math.isnan(scores[trial.number][0]):
             return True
-        if trial.number in nsmallest(self._min_trials, scores):
+        if len(scores) <= self._min_trials:
             return False
         return trial.number not in survivors(scores, bracket.reduction_factor)
 

@@ -57,8 +57,7 @@ class HyperbandPruner(BasePruner):
         first_step:
             The step with which the objective reports its first unit of training: 1 or 0.
         min_trials:
-            At each rung of a bracket, the trials with the lowest numbers, up to this many, go on
-            whatever the others have.
+            At each rung of a bracket, the first ones up to this number go on without comparison.
         value:
             ``"best"`` compares the best values so far, which noise harms less, ``"last"`` the
             last ones.

@@ -19,11 +19,9 @@ class SuccessiveHalvingPruner(BasePruner):
 
     A trial that reaches a rung is compared with all trials that have reached it before, whether
     they were pruned there or not, and goes on if it belongs to the best
-    ``1 / reduction_factor`` of them (ASHA in its stopping variant, Li et al. 2020). Unlike there,
-    it is compared again at every later report, with those that have come since: who was let
-    through because few were there to compare with is stopped as soon as better ones are. Where
-    all competitors report a rung before the first of them asks, as in a batch that is trained in
-    step, the survivors are exactly those of synchronous successive halving (Jamieson & Talwalkar
+    ``1 / reduction_factor`` of them (ASHA in its stopping variant, Li et al. 2020). Where all
+    competitors report a rung before the first of them asks, as in a batch that is trained in
+    step, these are exactly the survivors of synchronous successive halving (Jamieson & Talwalkar
     2016).
 
     The decision follows from the reported values alone. So workers agree without talking, a
@@ -77,8 +75,7 @@ class SuccessiveHalvingPruner(BasePruner):
         first_step:
             The step with which the objective reports its first unit of training: 1 or 0.
         min_trials:
-            At each rung, the trials with the lowest numbers, up to this many, go on whatever
-            the others have.
+            At each rung, the first ones up to this number go on without comparison.
         value:
             ``"best"`` compares the best values so far, which noise harms less, ``"last"`` the
             last ones.

@@ -94,13 +94,11 @@ def test_one_after_the_other_is_asynchronous_halving() -> None:
 def test_the_first_trials_are_kept() -> None:
     """Where Optuna's `bootstrap_count` prunes them."""
     pruner = SuccessiveHalvingPruner(min_resource=1, max_resource=9, min_trials=3)
-    trials = ask(pruner, 5)
     stopped = []
-    for trial, value in zip(trials, [1.0, 2.0, 3.0, 4.0, 0.5], strict=True):
+    for trial, value in zip(ask(pruner, 5), [1.0, 2.0, 3.0, 4.0, 0.5], strict=True):
         trial.report(value, 1)
         stopped.append(trial.should_prune())
     assert stopped == [False, False, False, True, False]
-    assert not any(trial.should_prune() for trial in trials[:3])  # and stay so
 
 
 def test_nan_is_the_worst() -> None:
@@ -141,44 +139,39 @@ def test_what_of_a_trial_counts(value: str, expected: list[bool]) -> None:
     assert [trial.should_prune() for trial in trials] == expected
 
 
-def test_who_came_early_is_compared_again_but_not_at_the_end() -> None:
-    pruner = SuccessiveHalvingPruner(min_resource=2, max_resource=9, reduction_factor=3)
+def test_a_decision_is_made_once_and_the_end_is_never_pruned() -> None:
+    pruner = SuccessiveHalvingPruner(min_resource=1, max_resource=3, reduction_factor=3)
     first, second = ask(pruner, 2)
-    first.report(1.0, 2)
-    assert not first.should_prune()  # nobody else is there
-    second.report(2.0, 2)
-    first.report(1.0, 3)
+    first.report(1.0, 1)
     assert not first.should_prune()
-    second.study.ask().report(0.0, 2)
-    assert first.should_prune()
-    first.report(-1.0, 4)  # what it has had since does not count there
-    assert first.should_prune()
-    first.report(2.0, 9)
+    second.report(0.0, 1)
+    first.report(2.0, 2)
+    assert not first.should_prune()  # between rungs, whatever has become of the others
+    first.report(2.0, 3)
     assert not first.should_prune()
     (third,) = ask(pruner, 1)
     assert not third.should_prune()  # nothing reported yet
 
 
-def test_a_retried_trial_is_judged_as_if_it_had_never_stopped() -> None:
-    """Its reports are copied, and count at the rungs that they have passed."""
+def test_a_retried_trial_stays_where_it_was() -> None:
+    """Its reports are copied; a rung that they have passed is not decided again."""
     pruner = SuccessiveHalvingPruner(min_resource=1, max_resource=9, reduction_factor=3)
-    for value, is_cut in ((5.0, True), (0.05, False)):
-        study = optuna.create_study(pruner=pruner)
-        for rival in (0.0, 0.1, 0.2, 0.3, 0.4):
-            study.ask().report(rival, 1)
-        study.add_trial(
-            optuna.trial.create_trial(
-                state=TrialState.WAITING,
-                system_attrs={"fixed_params": {}},
-                intermediate_values={1: value},
-            )
+    study = optuna.create_study(pruner=pruner)
+    for value in (0.0, 0.1, 0.2):
+        rival = study.ask()
+        rival.report(value, 1)
+    study.add_trial(
+        optuna.trial.create_trial(
+            state=TrialState.WAITING,
+            system_attrs={"fixed_params": {}},
+            intermediate_values={1: 5.0, 2: 5.0},
         )
-        retried = study.ask()
-        assert retried.number == 5
-        retried.report(0.0, 2)
-        assert retried.should_prune() == is_cut
-        retried.report(9.0, 3)
-        assert not retried.should_prune()  # the first one at that rung
+    )
+    retried = study.ask()
+    assert retried.number == 3
+    assert not retried.should_prune()
+    retried.report(5.0, 3)
+    assert not retried.should_prune()  # the first one at that rung
 
 
 def test_sparse_reports() -> None:
