@@ -15,6 +15,7 @@ from optuna_ext.fused._choice import choose
 from optuna_ext.fused._choice import close
 from optuna_ext.fused._choice import ENGINES
 from optuna_ext.fused._choice import make
+from optuna_ext.fused._devices import keep_freed_memory
 from optuna_ext.fused._engines import Engine
 from optuna_ext.fused._engines import Program
 from optuna_ext.fused._feed import Batch
@@ -98,6 +99,8 @@ class Population:
         if engine not in ("auto", *ENGINES):
             raise ValueError(f"engine must be one of {['auto', *ENGINES]}, but it is {engine!r}.")
         self._device = torch.device(device)
+        if self._device.type == "cpu":
+            keep_freed_memory()
         template = copy.deepcopy(template)
         own_randomness(template.model, template.seed)
         model, optimizer = padded_template(template)

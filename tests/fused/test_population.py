@@ -59,6 +59,21 @@ def test_members_train_as_they_would_alone(
     assert_same(build, 3, *points, engine=engine, epochs=20)
 
 
+@pytest.mark.parametrize("name", ["adam", "adamw", "groups"])
+def test_wide_members_are_updated_row_by_row(
+    name: str,
+    points: Points,
+    mlp: Callable[..., nn.Sequential],
+    assert_same: Callable[..., Population],
+) -> None:
+    def build(i: int) -> Member:
+        model = mlp(i, widths=(2, 60, 70 - i, 1))
+        optimizer = OPTIMIZERS[name]([*model.parameters()], i)
+        return Member(model=model, optimizer=optimizer, batch_size=45, seed=i)
+
+    assert_same(lambda i: build(2 - i), 3, *points, engine="stack", epochs=5)
+
+
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("activation", [nn.ReLU, nn.Tanh])
 @pytest.mark.parametrize("bias", [True, False])
