@@ -44,7 +44,7 @@ class Population:
     network costs beside its arithmetic (Python, autograd, launches: 0.3 ms, against 2 us of
     arithmetic for 51 parameters and 256 rows) is paid once and not ``slots`` times. Where the
     arithmetic is most of it (from about 30 MFLOP per step on a CPU) there is nothing to gain, and
-    ``"auto"`` takes the loop.
+    ``"auto"`` takes the loop. On a CPU, the process keeps up to 1 GiB that it frees from then on.
 
     Args:
         template:
