@@ -62,8 +62,8 @@ def choose(wanted: str, program: Program, batch: Batch, *, tolerance: float) -> 
         seconds = {"loop": _seconds(loop, few) / len(sample) * len(program.taken)}
     problems: dict[str, str] = {}
     for name in _candidates(wanted, program):
-        if len(seconds) > 1:
-            break  # each is for what those before it cannot do
+        if name == "grad" and "vmap" in seconds:
+            continue  # it is for what vmap cannot do
         try:
             engine = make(name, program)
             with _unchanged(program):
@@ -98,7 +98,7 @@ def _unchanged(program: Program) -> Iterator[None]:
 def _candidates(wanted: str, program: Program) -> Sequence[str]:
     if wanted != "auto":
         return [wanted]
-    return ["stack", "vmap", "grad"] if stack_of(program.model) else ["vmap", "grad"]
+    return [*(["stack"] if stack_of(program.model) else []), "vmap", "grad"]
 
 
 def _seconds(engine: Engine, batch: Batch) -> float:

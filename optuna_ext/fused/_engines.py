@@ -193,6 +193,9 @@ class VmapEngine(Engine):
         _put_back(p.weights, buffers)
         return losses.detach(), _joined(gradients, p.weights)
 
+    def _rewritten(self) -> AbstractContextManager[Any]:
+        return nullcontext() if self._program.compile else Rewritten()
+
     def _eager(self, views: Tensors, batch: Batch) -> tuple[Tensor, Tensors]:
         p = self._program
         row = None if batch.shared else 0
@@ -206,7 +209,7 @@ class VmapEngine(Engine):
         self, views: Tensors, buffers: Tensors, x: Tensor, y: Tensor, live: Any, hyper: Tensors
     ) -> tuple[Tensor, Tensors]:
         given = views | buffers  # where functional_call leaves what a module puts in their place
-        with nullcontext() if self._program.compile else Rewritten():
+        with self._rewritten():
             outputs = functional_call(self._program.model, given, (x,))
             loss = self._program.mean_loss(outputs, y, live, hyper)
         return loss, {name: given[name] for name in buffers if given[name] is not buffers[name]}
@@ -216,7 +219,7 @@ class VmapEngine(Engine):
         p = self._program
         p.model.eval()
         tensors = p.weights.views(p.weights.flat) | p.weights.buffers
-        with _quiet(), p.autocast():
+        with _quiet(), p.autocast(), self._rewritten():
             outputs: Tensor = vmap(lambda own: functional_call(p.model, own, (x,)), in_dims=(0,))(
                 tensors
             )
@@ -227,6 +230,9 @@ class GradEngine(VmapEngine):
     """Forward and backward of a member, for all of them."""
 
     name = "grad"
+
+    def _rewritten(self) -> AbstractContextManager[Any]:
+        return nullcontext()  # what is rewritten has its gradient by autograd
 
     def gradients(self, batch: Batch) -> tuple[Tensor, Tensor]:
         p = self._program

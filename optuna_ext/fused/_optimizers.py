@@ -222,12 +222,14 @@ class Optimizers:
             return
         step += 1
         beta1, beta2 = group["betas"]
+        mean, square = state
         # What torch.optim.adam.adam comes down to, which takes longer than a small member does.
         adam = torch._fused_adamw_ if self.rule.decoupled else torch._fused_adam_
         adam(
             params,
             gradients,
-            *state,
+            mean,
+            square,
             [],
             [step] * len(params),
             lr=lr,

@@ -94,6 +94,20 @@ def alone() -> Callable[..., Alone]:
 
 
 @pytest.fixture
+def together(device: str) -> Callable[..., Population]:
+    """Give a population of these members, of which the first is the template."""
+
+    def fill(members: Sequence[Member], **options: Any) -> Population:
+        options = {"slots": len(members), "loss": binary_cross_entropy, **options}
+        population = Population(members[0], device=device, **options)
+        for slot, member in enumerate(members):
+            population.admit(slot, member)
+        return population
+
+    return fill
+
+
+@pytest.fixture
 def assert_same(alone: Callable[..., Alone]) -> Callable[..., Population]:
     """Train members together and each one alone, and compare all there is."""
 

@@ -59,6 +59,21 @@ def test_members_train_as_they_would_alone(
     assert_same(build, 3, *points, engine=engine, epochs=20)
 
 
+@pytest.mark.parametrize("name", ["adam", "adamw", "groups"])
+def test_wide_members_are_updated_row_by_row(
+    name: str,
+    points: Points,
+    mlp: Callable[..., nn.Sequential],
+    assert_same: Callable[..., Population],
+) -> None:
+    def build(i: int) -> Member:
+        model = mlp(i, widths=(2, 60, 70 - i, 1))
+        optimizer = OPTIMIZERS[name]([*model.parameters()], i)
+        return Member(model=model, optimizer=optimizer, batch_size=45, seed=i)
+
+    assert_same(lambda i: build(2 - i), 3, *points, engine="stack", epochs=5)
+
+
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("activation", [nn.ReLU, nn.Tanh])
 @pytest.mark.parametrize("bias", [True, False])
@@ -192,7 +207,10 @@ def test_a_loss_may_be_a_mean(
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_a_neighbor_changes_nothing(
-    engine: str, points: Points, mlp: Callable[..., nn.Sequential]
+    engine: str,
+    points: Points,
+    mlp: Callable[..., nn.Sequential],
+    together: Callable[..., Population],
 ) -> None:
     x, y = points
 
@@ -201,11 +219,8 @@ def test_a_neighbor_changes_nothing(
         return Member(model=model, optimizer=SGD(model.parameters(), lr=lr), batch_size=32, seed=i)
 
     def train(rates: list[float]) -> tuple[Population, Tensor]:
-        population = Population(
-            member(0, 1), slots=4, loss=binary_cross_entropy, device=x.device, engine=engine
-        )
-        for slot, rate in enumerate(rates):
-            population.admit(slot, member(slot, rate))
+        members = [member(slot, rate) for slot, rate in enumerate(rates)]
+        population = together(members, engine=engine)
         population.train_epoch(x, y)
         population.release(1)  # diverged, or pruned
         population.train_epoch(x, y)
@@ -227,19 +242,18 @@ def test_a_neighbor_changes_nothing(
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_a_member_that_diverges_says_so_alone(
-    engine: str, points: Points, mlp: Callable[..., nn.Sequential]
+    engine: str,
+    points: Points,
+    mlp: Callable[..., nn.Sequential],
+    together: Callable[..., Population],
 ) -> None:
     x, y = points
-    population = Population(
-        Member(model=(model := mlp(0)), optimizer=SGD(model.parameters(), lr=1)),
-        slots=2,
-        loss=binary_cross_entropy,
-        device=x.device,
-        engine=engine,
-    )
-    for slot, rate in enumerate((0.1, 1e300)):
+
+    def member(lr: float) -> Member:
         model = mlp(0)
-        population.admit(slot, Member(model=model, optimizer=SGD(model.parameters(), lr=rate)))
+        return Member(model=model, optimizer=SGD(model.parameters(), lr=lr))
+
+    population = together([member(0.1), member(1e300)], engine=engine)
     for _ in range(3):
         losses = population.train_epoch(x, y)
     assert losses.isfinite().tolist() == [True, False]
@@ -249,7 +263,11 @@ def test_a_member_that_diverges_says_so_alone(
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("kind", [SGD, Adam])
 def test_a_copy_goes_on_like_its_source(
-    engine: str, kind: type[SGD | Adam], points: Points, mlp: Callable[..., nn.Sequential]
+    engine: str,
+    kind: type[SGD | Adam],
+    points: Points,
+    mlp: Callable[..., nn.Sequential],
+    together: Callable[..., Population],
 ) -> None:
     x, y = points
 
@@ -258,11 +276,7 @@ def test_a_copy_goes_on_like_its_source(
         options = {"momentum": 0.9} if kind is SGD else {}
         return Member(model=model, optimizer=kind(model.parameters(), lr=0.05, **options))  # type: ignore[arg-type]
 
-    population = Population(
-        member(0), slots=3, loss=binary_cross_entropy, device=x.device, engine=engine
-    )
-    for slot in range(3):
-        population.admit(slot, member(slot))
+    population = together([member(slot) for slot in range(3)], engine=engine)
     for _ in range(5):
         population.train_epoch(x, y)
     population.copy(2, 0)
@@ -275,7 +289,9 @@ def test_a_copy_goes_on_like_its_source(
     assert population.state_of(0)["optimizer"]["param_groups"][0]["lr"] == 0.5
 
 
-def test_a_copy_keeps_its_dropout_and_takes_running_statistics(points: Points) -> None:
+def test_a_copy_keeps_its_dropout_and_takes_running_statistics(
+    points: Points, together: Callable[..., Population]
+) -> None:
     x, y = points
 
     def member(p: float, seed: int) -> Member:
@@ -284,12 +300,7 @@ def test_a_copy_keeps_its_dropout_and_takes_running_statistics(points: Points) -
         ).double()
         return Member(model=model, optimizer=SGD(model.parameters(), lr=0.1), seed=seed)
 
-    members = [member(0.0, 1), member(0.5, 2)]
-    population = Population(
-        members[0], slots=2, loss=binary_cross_entropy, device=x.device, engine="vmap"
-    )
-    for slot, own in enumerate(members):
-        population.admit(slot, own)
+    population = together([member(0.0, 1), member(0.5, 2)], engine="vmap")
     population.train_epoch(x, y)
     before = population.state_of(1)["buffers"]
     population.copy(0, 1)
@@ -303,7 +314,10 @@ def test_a_copy_keeps_its_dropout_and_takes_running_statistics(points: Points) -
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_members_go_on_after_the_others_have_left(
-    engine: str, points: Points, mlp: Callable[..., nn.Sequential], alone: Callable[..., object]
+    engine: str,
+    points: Points,
+    mlp: Callable[..., nn.Sequential],
+    together: Callable[..., Population],
 ) -> None:
     x, y = points
 
@@ -313,11 +327,7 @@ def test_members_go_on_after_the_others_have_left(
         return Member(model=model, optimizer=optimizer, batch_size=30, seed=i)
 
     def train(*, compact: bool) -> Tensor:
-        population = Population(
-            member(0), slots=5, loss=binary_cross_entropy, device=x.device, engine=engine
-        )
-        for slot in range(5):
-            population.admit(slot, member(slot))
+        population = together([member(slot) for slot in range(5)], engine=engine)
         population.train_epoch(x, y)
         if compact:
             population.compact([4, 1])
@@ -336,6 +346,7 @@ def test_a_member_goes_on_from_its_state(
     name: str,
     points: Points,
     mlp: Callable[..., nn.Sequential],
+    together: Callable[..., Population],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
     x, y = points
@@ -354,12 +365,7 @@ def test_a_member_goes_on_from_its_state(
         )
 
     def population() -> Population:
-        made = Population(
-            member(0), slots=3, loss=binary_cross_entropy, device=x.device, engine=engine
-        )
-        for slot in range(3):
-            made.admit(slot, member(slot))
-        return made
+        return together([member(slot) for slot in range(3)], engine=engine)
 
     first = population()
     for _ in range(3):
@@ -414,22 +420,17 @@ def test_evaluation_is_that_of_the_network(
     assert found["loss"].isnan().tolist() == [False, True, False]
 
 
-def test_passes_and_orders(points: Points, mlp: Callable[..., nn.Sequential]) -> None:
+def test_passes_and_orders(
+    points: Points, mlp: Callable[..., nn.Sequential], together: Callable[..., Population]
+) -> None:
     x, y = points
 
+    def member(i: int) -> Member:
+        model = mlp(i)
+        return Member(model=model, optimizer=SGD(model.parameters(), lr=0.1), batch_size=30)
+
     def population() -> Population:
-        made = Population(
-            Member(model=(model := mlp(0)), optimizer=SGD(model.parameters(), lr=0.1)),
-            slots=2,
-            loss=binary_cross_entropy,
-            device=x.device,
-            engine="vmap",
-        )
-        for slot in range(2):
-            model = mlp(slot)
-            optimizer = SGD(model.parameters(), lr=0.1)
-            made.admit(slot, Member(model=model, optimizer=optimizer, batch_size=30))
-        return made
+        return together([member(0), member(1)], engine="vmap")
 
     twice, once = population(), population()
     both = twice.train_epoch(x, y, passes=2)

@@ -14,6 +14,11 @@ from optuna_ext.fused._rewritten import Rewritten
 CLASSES = torch.tensor([[0, 1, 2, -100], [1, 1, -100, 0]])
 
 
+@pytest.fixture(autouse=True)
+def seed() -> None:
+    torch.manual_seed(0)
+
+
 def losses_and_gradients(function: Any, outputs: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     leaf = outputs.clone().requires_grad_()
     losses = vmap(function)(leaf, y)
@@ -24,7 +29,7 @@ def assert_rewriting_changes_nothing(function: Any, outputs: Tensor, y: Tensor) 
     expected = losses_and_gradients(function, outputs, y)
     with Rewritten():
         found = losses_and_gradients(function, outputs, y)
-    torch.testing.assert_close(found, expected, rtol=1e-13, atol=1e-13)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-11)
 
 
 @pytest.mark.parametrize(
@@ -76,3 +81,30 @@ def test_linear(bias: bool) -> None:
     for shape in ((2, 7, 5), (2, 4, 7, 5), (2, 5)):
         x = torch.randn(shape, dtype=torch.float64)
         assert_rewriting_changes_nothing(lambda w, x: F.linear(x, w, offsets), weight, x)
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_convolutions_and_pooling(shared: bool) -> None:
+    weight = torch.randn(2, 6, 2, 3, 3, dtype=torch.float64)
+    # Ties, of which the first gets the gradient, and rows and columns that are left over.
+    images = torch.randn(2, 4, 4, 7, 5, dtype=torch.float64).mul(2).round()
+
+    def network(weight: Tensor, x: Tensor) -> Tensor:
+        h = F.relu(F.conv2d(x, weight, padding=1, groups=2))
+        return F.max_pool2d(F.max_pool2d(h, 2), 2, stride=1, ceil_mode=True)
+
+    if shared:
+        assert_rewriting_changes_nothing(lambda w, _: network(w, images[0]), weight, images)
+    else:
+        assert_rewriting_changes_nothing(network, weight, images)
+
+
+def test_a_network_deeper_than_one_convolution() -> None:
+    x = torch.randn(3, 4, 1, 8, 8, dtype=torch.float64)
+    weights = torch.randn(3, 5, 1, 3, 3, dtype=torch.float64)
+
+    def network(weight: Tensor, x: Tensor) -> Tensor:
+        h = F.max_pool2d(F.conv2d(x, weight), 2).relu()
+        return F.max_pool2d(F.conv2d(h, weight.expand(5, 5, 3, 3)), 1).flatten(1)
+
+    assert_rewriting_changes_nothing(network, weights, x)
