@@ -7,8 +7,6 @@ import math
 import multiprocessing
 from pathlib import Path
 import pickle
-import subprocess
-import sys
 from typing import Any
 
 import numpy as np
@@ -303,35 +301,22 @@ def test_several_objectives_are_refused(sampler: Sampler) -> None:
         study.ask()
 
 
-SCRIPT = """
-import sys, optuna, optuna_ext
-optuna.logging.set_verbosity(optuna.logging.ERROR)
-study = optuna.create_study(
-    study_name="s",
-    storage=optuna_ext.sqlite(sys.argv[1]),
-    sampler=getattr(optuna_ext, sys.argv[3])(),
-    load_if_exists=True,
-)
-def objective(trial):
-    x, n = trial.suggest_float("x", -1, 1), trial.suggest_int("n", 1, 9)
-    y = trial.suggest_float("y", 1e-3, 1, log=True)
-    return x ** 2 + (n - 3) ** 2 + y + (trial.suggest_categorical("c", ["a", "b"]) == "a")
-study.optimize(objective, n_trials=int(sys.argv[2]))
-"""
+def work(sampler: Sampler, path: str, n_trials: int) -> None:
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    study = optuna.load_study(study_name="s", storage=sqlite(path), sampler=sampler(seed=0))
+    study.optimize(objective, n_trials=n_trials)
 
 
 @every
 def test_two_processes_after_each_other_are_as_one(sampler: Sampler, tmp_path: Path) -> None:
-    results = []
-    for name, parts in (("one", [100]), ("two", [50, 50])):
-        path = str(tmp_path / name)
-        for n_trials in parts:
-            command = [sys.executable, "-c", SCRIPT, path, str(n_trials), sampler.__name__]
-            subprocess.run(command, check=True)
-        study = optuna.load_study(study_name="s", storage=sqlite(path))
-        results.append([trial.params for trial in study.trials])
-    assert len(results[0]) == 100
-    assert results[0] == results[1]
+    path = str(tmp_path / "study.db")
+    study = optuna.create_study(study_name="s", storage=sqlite(path), sampler=sampler(seed=0))
+    study.optimize(objective, n_trials=50)
+    other = multiprocessing.get_context("spawn").Process(target=work, args=(sampler, path, 50))
+    other.start()
+    other.join()
+    assert other.exitcode == 0
+    assert [trial.params for trial in study.trials] == run(sampler(seed=0), n_trials=100)
 
 
 class Interrupted(optuna.storages.InMemoryStorage):
@@ -399,12 +384,6 @@ def test_whenever_workers_meet_they_repeat_nothing(sampler: Sampler, n_before: i
             params = [str(trial.params) for trial in study.trials]
             assert len(set(params)) == len(params) == n_before + 3 - len(storage.others)
             storage.others.clear()
-
-
-def work(sampler: Sampler, path: str, n_trials: int) -> None:
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    study = optuna.load_study(study_name="s", storage=sqlite(path), sampler=sampler(seed=0))
-    study.optimize(objective, n_trials=n_trials)
 
 
 @every
