@@ -13,8 +13,9 @@ def is_on_plateau(
     """Tell whether a row has exactly the value of the row nearest to it.
 
     A smooth objective never does that, one that changes in jumps does it wherever a step was too
-    short to tell anything. Rows count that differ in continuous columns only: integers and
-    choices that differ may well have equal values, if these are coarse, as accuracies are.
+    short to tell anything. Integers and choices must be the same: other ones may well have equal
+    values, if these are coarse, as accuracies are. Every continuous column must differ: a single
+    one may not matter to the objective.
 
     Args:
         rows: Evaluated rows, shape ``(n, d)``.
@@ -25,8 +26,10 @@ def is_on_plateau(
     value = values[index]
     if np.count_nonzero(values == value) < 2 or not np.isfinite(value):
         return False
-    offsets = np.nan_to_num(np.abs(rows - rows[index]))
+    offsets = np.abs(rows - rows[index])
     is_continuous = np.array([n is None for n in n_values])
-    distances = offsets[:, is_continuous].max(axis=1, initial=0.0)
-    beside = (distances > SAME) & (offsets[:, ~is_continuous] <= SAME).all(axis=1)
-    return bool(beside.any() and values[np.where(beside, distances, np.inf).argmin()] == value)
+    distances = np.nan_to_num(offsets[:, is_continuous]).max(axis=1, initial=0.0)
+    is_beside = (distances > SAME) & ~(offsets[:, ~is_continuous] > SAME).any(axis=1)
+    nearest = np.where(is_beside, distances, np.inf).argmin()
+    has_moved = not (offsets[nearest, is_continuous] <= SAME).any()
+    return bool(is_beside[nearest] and has_moved and values[nearest] == value)

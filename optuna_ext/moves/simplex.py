@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from optuna_ext.moves.history import History
 
 _LAST = np.nextafter(1.0, 0.0)  # the largest coordinate
-_MAX_REPEATS = 2  # evaluations on plateaus that progress makes up for
+_MAX_REPEATS = 2  # of values on plateaus, since there was progress
 
 
 def nelder_mead(
@@ -153,8 +153,8 @@ def local_search(
     """Poll the choices and run a simplex over the rest, in turns, until neither is better.
 
     Every turn starts with a new simplex, half as large as the last one and on the other side of
-    the best row. That also gets over a simplex that has collapsed (Kelley 1999). Where the
-    objective has plateaus on which a simplex makes no progress, there is no next turn.
+    the best row. That also gets over a simplex that has collapsed (Kelley 1999). A simplex
+    that makes no progress on plateaus is the last one.
 
     Args:
         start: Where to start. Columns that are NaN there stay as they are.

@@ -29,6 +29,13 @@ def test_a_repeated_row_is_not_a_plateau() -> None:
     assert not is_on_plateau(ROWS[[0, 0, 2]], np.array([1.0, 1.0, 2.0]), 1, N_VALUES)
 
 
+def test_a_column_that_does_not_matter_makes_no_plateau() -> None:
+    rows = np.array([[0.1, 0.5], [0.2, 0.5], [0.8, 0.1], [0.81, 0.12]])
+    values = np.array([1.0, 1.0, 2.0, 2.0])
+    found = [is_on_plateau(rows, values, i, (None, None)) for i in range(4)]
+    assert found == [False, False, True, True]
+
+
 def test_without_continuous_columns_there_are_none() -> None:
     assert not is_on_plateau(ROWS, np.zeros(len(ROWS)), 0, (4, 4))
 

@@ -163,7 +163,7 @@ def test_converges_on_a_sphere(topology: Topology) -> None:
 
 
 def test_starts_anew_on_a_plateau() -> None:
-    rows = [[0.4, 0.8], [0.3, 0.2], [0.5, 0.8], [0.2, 0.7]]  # of the particles 0, 1, 0, 1
+    rows = [[0.4, 0.9], [0.3, 0.2], [0.5, 0.8], [0.2, 0.7]]  # of the particles 0, 1, 0, 1
     past = history(rows, [1.0, 0.5, 1.0, 4.0])
     rng = np.random.default_rng(0)
     assert np.isnan(next_row(past, number=4, n_particles=2, rng=rng)).all()

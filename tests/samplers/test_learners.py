@@ -321,6 +321,12 @@ for _ in range(25):
 """
 
 
+def work(sampler: Sampler, path: str, n_trials: int) -> None:
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    study = optuna.load_study(study_name="s", storage=sqlite(path), sampler=sampler(seed=0))
+    study.optimize(objective, n_trials=n_trials)
+
+
 @every
 def test_two_processes_after_each_other_are_as_one(sampler: Sampler, tmp_path: Path) -> None:
     """Each with its own hashes of texts, from which no random number may come."""
@@ -402,12 +408,6 @@ def test_whenever_workers_meet_they_repeat_nothing(sampler: Sampler, n_before: i
             params = [str(trial.params) for trial in study.trials]
             assert len(set(params)) == len(params) == n_before + 3 - len(storage.others)
             storage.others.clear()
-
-
-def work(sampler: Sampler, path: str, n_trials: int) -> None:
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    study = optuna.load_study(study_name="s", storage=sqlite(path), sampler=sampler(seed=0))
-    study.optimize(objective, n_trials=n_trials)
 
 
 @every
