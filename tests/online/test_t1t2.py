@@ -593,7 +593,7 @@ def tune(**options: Any) -> T1T2:
         ({"trace": 1.0}, r"`trace` must be in \[0, 1\), but got 1.0"),
         ({"unroll": 11}, "`unroll` must be at most 10"),
         ({"unroll": 2, "trace": 0.5}, "two ways to look back"),
-        ({"unroll": 2, "amp": True}, "`amp` and `hold_length` work with `unroll=1`"),
+        ({"unroll": 2, "hold_length": True}, "`hold_length` works with `unroll=1`"),
         ({"hyperparameters": []}, "`hyperparameters` must not be empty"),
         ({"hyperparameters": [L2(), L2()]}, "`hyperparameters` has two of the name 'l2'"),
         ({"hyperparameters": [Dropout(modules=["9"])]}, "`modules` of Dropout must be names"),
