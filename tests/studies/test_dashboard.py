@@ -20,6 +20,7 @@ import pytest
 from studies import halving
 from studies import pbt
 from studies import run
+from studies import t1t2
 
 
 if TYPE_CHECKING:
@@ -74,15 +75,36 @@ def _serve(command: str) -> Iterator[str]:
         server.wait(timeout=30)
 
 
+@pytest.fixture
+def tiny_mnist(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let MNIST be 240 images of noise."""
+    import torch
+
+    import objectives.data
+
+    x, y = torch.rand(240, 784), torch.arange(240) % 10
+    data = objectives.data.Data(
+        train_x=x[:160],
+        train_y=y[:160],
+        valid_x=x[160:200],
+        valid_y=y[160:200],
+        test_x=x[200:],
+        test_y=y[200:],
+    )
+    monkeypatch.setattr(objectives.data, "load", lambda *_, **__: data)
+
+
 @pytest.mark.browser
-def test_the_dashboard_shows_history_and_best_trial(
-    toy: Toy, capsys: pytest.CaptureFixture[str], chromium: str
+def test_the_dashboard_shows_history_best_trial_and_what_was_tuned(
+    toy: Toy, tiny_mnist: None, capsys: pytest.CaptureFixture[str], chromium: str
 ) -> None:
     from playwright.sync_api import expect
     from playwright.sync_api import sync_playwright
 
     assert run.main(toy.arguments("--trials", 8)) == 0
     command = capsys.readouterr().out.partition("Look closer: ")[2].strip()
+    flags = ["--storage", "toy.db", "--study", "tuned", "--no-figure", "--device", "cpu"]
+    assert t1t2.main([*flags, "--trials", "3", "--width", "0.01", "--epochs", "20"]) == 0
     best = max(toy.trials(), key=lambda t: t.value or 0.0)
     with (
         _serve(command) as address,
@@ -97,6 +119,11 @@ def test_the_dashboard_shows_history_and_best_trial(
         card = page.locator(".MuiCard-root", has_text="Best Trial").first
         expect(card).to_contain_text(f"number={best.number}", timeout=30_000)
         expect(card).to_contain_text(str(best.value))
+        page.goto(f"{address}/dashboard/studies/2")
+        curves = page.locator("[id*=trajectories]").first
+        expect(curves).to_contain_text("what was tuned in 3 trials", timeout=60_000)
+        expect(curves).to_contain_text("input_noise")
+        expect(curves.locator("path.js-line")).to_have_count(6)  # L2 and noise of each
 
 
 @pytest.mark.browser
