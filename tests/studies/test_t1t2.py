@@ -6,6 +6,9 @@ import optuna
 import pytest
 import torch
 
+import objectives.t1t2
+from objectives.t1t2 import hidden_units
+from objectives.t1t2 import Splits
 from optuna_ext import Schedule
 from optuna_ext.online import recorded
 from studies import t1t2
@@ -39,7 +42,7 @@ def test_the_experiment_is_told_in_four_panels() -> None:
     ]
     assert list(drawn.data[0].y) == pytest.approx([-4, -3])
     assert _table(outcomes, title="MNIST").caption == (
-        "worse than its own start: 50%; time of an epoch: +10.0%"
+        "tuned, worse than its own start: 50%; above 5%: 0%; time of an epoch: +10.0%"
     )
 
 
@@ -83,6 +86,22 @@ def test_the_overhead_is_measured_in_turns(with_noise: bool) -> None:
         assert row.median > -1
         cases.append((row.every, row.t2_batch))
     assert cases == [(10, 100), (10, 50), (20, 100), (20, 50)]
+
+
+@pytest.mark.parametrize("net", ["small", "medium", "large"])
+def test_the_experiment_runs_with_every_net(
+    net: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = torch.rand(200, 784), torch.arange(200) % 10
+    splits = Splits(t1=rows, t2=rows, valid=rows, test=rows)
+    monkeypatch.setattr(objectives.t1t2, "load_splits", lambda **_: splits)
+    monkeypatch.chdir(tmp_path)
+    flags = ["--experiment", "--net", net, "--width", "0.005", "--device", "cpu"]
+    assert t1t2.main([*flags, "--trials", "2", "--epochs", "5"]) == 0
+    out = capsys.readouterr().out
+    assert out.count("by the last values") == 3  # a line for every start, and the table's
+    assert "-".join(map(str, hidden_units(net, 0.005))) in out
+    assert (tmp_path / "runs" / f"t1t2-{net}.html").exists()
 
 
 @pytest.mark.data
