@@ -68,6 +68,42 @@ class StepWatch:
         return found_inf is None or not found_inf.item()
 
 
+class Scaling:
+    """A gradient scaler, or none of it.
+
+    Args:
+        scaler: The scaler.
+        device: Of the losses.
+    """
+
+    def __init__(self, scaler: torch.amp.GradScaler | None, *, device: torch.device) -> None:
+        self._scaler = scaler
+        self._device = device
+        self.leaves_steps_out = scaler is not None
+
+    @property
+    def factor(self) -> Tensor | None:
+        """By which gradients are multiplied on their way back."""
+        return None if self._scaler is None else self.times(torch.ones((), device=self._device))
+
+    def times(self, x: Tensor) -> Tensor:
+        """Return ``x`` multiplied by the factor."""
+        return x if self._scaler is None else self._scaler.scale(x)
+
+    def unscale(self, optimizer: Optimizer) -> None:
+        """Take the factor off the gradients of an optimizer."""
+        if self._scaler is not None:
+            self._scaler.unscale_(optimizer)
+
+    def step(self, optimizer: Optimizer) -> None:
+        """Make an optimizer's step, or leave it out."""
+        if self._scaler is None:
+            optimizer.step()
+        else:
+            self._scaler.step(optimizer)
+            self._scaler.update()
+
+
 @dataclass(frozen=True)
 class Moment:
     """What a training loss was computed from, beside parameters and values.

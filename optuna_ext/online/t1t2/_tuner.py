@@ -26,6 +26,7 @@ from optuna_ext.online.t1t2._losses import ValidLoss
 from optuna_ext.online.t1t2._penalty import Penalty
 from optuna_ext.online.t1t2._step import Moment
 from optuna_ext.online.t1t2._step import Randomness
+from optuna_ext.online.t1t2._step import Scaling
 from optuna_ext.online.t1t2._step import StepWatch
 from optuna_ext.online.t1t2._unroll import LastSteps
 from optuna_ext.schedule import Schedule
@@ -148,17 +149,8 @@ class T1T2:
         seed: int = 0,
     ) -> None:
         self.every = check_int("every", every, low=1)
-        self._unroll = check_int("unroll", unroll, low=1, high=self.every)
-        if not 0 <= trace < 1:
-            raise ValueError(f"`trace` must be in [0, 1), but got {trace}.")
-        if trace > 0 and unroll > 1:
-            raise ValueError("`trace` and `unroll` are two ways to look back: use one of them.")
-        if unroll > 1 and hold_length:
-            raise ValueError("`hold_length` works with `unroll=1` only.")
-        if n_steps is not None:
-            check_int("n_steps", n_steps, low=1)
-        if (n_steps is None) == (schedule is None):
-            raise ValueError("Give `n_steps` to tune or `schedule` to follow, and not both.")
+        check_int("unroll", unroll, low=1, high=every)
+        _check_choices(n_steps, schedule, trace=trace, unroll=unroll, hold_length=hold_length)
         check_optimizer(optimizer)
         self.model = model
         self.optimizer = optimizer
@@ -167,10 +159,12 @@ class T1T2:
         self._penalty = Penalty(model, optimizer, hyperparameters)
         self._params = {name: p for name, p in trained.items() if p in groups}
         self._in_loss = [h for h in hyperparameters if not isinstance(h, L2)]
-        first = next(iter(self._params.values()))
+        first = next(iter(self._params.values()), None)
+        if first is None:
+            raise ValueError("`optimizer` must have a trainable parameter of the model.")
         self._device = first.device
         self._amp = bool(amp)
-        self._scaler = scaler
+        self._scaling = Scaling(scaler, device=first.device)
         self._hyper = HyperOptimizer(
             hyperparameters,
             model,
@@ -243,11 +237,7 @@ class T1T2:
             The training loss before the step, without L2; shape ``()``, detached.
         """
         loss = self.backward(batch)
-        if self._scaler is None:
-            self.optimizer.step()
-        else:
-            self._scaler.step(self.optimizer)
-            self._scaler.update()
+        self._scaling.step(self.optimizer)
         if self.is_due and isinstance(valid_batch, Iterator):
             valid_batch = next(valid_batch, None)
         self.update(valid_batch if self.is_due else None)
@@ -276,12 +266,11 @@ class T1T2:
         else:
             self.optimizer.zero_grad()
             loss = self._loss(batch, self._constants)
-            torch.autograd.backward(self._scaled(loss))
+            torch.autograd.backward(self._scaling.times(loss))
             if graph_of is not None:  # once more, for the derivatives alone
                 self._values = self._hyper.values()
                 graph_of.keep(self._gradients_at(moment, self._values, graph_of.stand_ins))
-        if self._scaler is not None:
-            self._scaler.unscale_(self.optimizer)
+        self._scaling.unscale(self.optimizer)
         self._penalty.add_to_gradients(self._numbers)
         self._watch.wait()
         return loss.detach()
@@ -289,7 +278,7 @@ class T1T2:
     def _backward_in_graph(self, batch: Batch, graph_of: LastStep) -> Tensor:
         """Set the gradients, but keep the graph that leads from them to the values."""
         self._values = self._hyper.values()
-        scale = self._scale
+        scale = self._scaling.factor
         loss, gradients = self._loss.in_graph(
             batch, self._values, graph_of.stand_ins, scale=scale, leaves_traces=True
         )
@@ -302,7 +291,7 @@ class T1T2:
         self, moment: Moment, values: Mapping[str, Tensor], params: Mapping[str, Tensor]
     ) -> dict[str, Tensor]:
         """Return the gradients at a moment in the past, as if nothing had happened since."""
-        scale = self._scale
+        scale = self._scaling.factor
         with self._randomness.back_at(moment.randomness), self._autocast():
             _, gradients = self._loss.in_graph(
                 moment.batch, values, params, scale=scale, leaves_traces=False
@@ -311,16 +300,6 @@ class T1T2:
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self._device.type, torch.bfloat16, enabled=self._amp)
-
-    @property
-    def _scale(self) -> Tensor | None:
-        """By which gradients are multiplied on their way back."""
-        if self._scaler is None:
-            return None
-        return self._scaler.scale(torch.ones((), device=self._device))
-
-    def _scaled(self, loss: Tensor) -> Tensor:
-        return loss if self._scaler is None else self._scaler.scale(loss)
 
     def _before_step(self) -> None:
         self._penalty.before_step(self._numbers)
@@ -344,7 +323,7 @@ class T1T2:
                 "with itertools.cycle if it is shorter than the training."
             )
         groups = self._watch.take()
-        if groups is None and self._scaler is None:
+        if groups is None and not self._scaling.leaves_steps_out:
             raise RuntimeError(
                 f"`update` of step {step} must come after `backward` and the optimizer's step."
             )
@@ -359,7 +338,7 @@ class T1T2:
         self.n_steps += 1
 
     def _tune(self, valid_batch: Batch) -> None:
-        scale = self._scale
+        scale = self._scaling.factor
         v = self._valid_loss.gradients(
             valid_batch, self._params.values(), scale=scale, autocast=self._autocast()
         )
@@ -371,7 +350,7 @@ class T1T2:
         found: Sequence[Tensor | None] = torch.autograd.grad(
             [output for output, _ in pairs],
             list(raws.values()),
-            [self._scaled(weight.to(output.dtype)) for output, weight in pairs],
+            [self._scaling.times(weight.to(output.dtype)) for output, weight in pairs],
             allow_unused=True,
         )
         gradients: dict[str, Tensor] = {}
@@ -414,6 +393,26 @@ class T1T2:
         self._schedule = Schedule.from_dict(state["schedule"])
         self._generator.set_state(state["generator"].cpu())
         self._take_values()
+
+
+def _check_choices(
+    n_steps: int | None,
+    schedule: Schedule | None,
+    *,
+    trace: float,
+    unroll: int,
+    hold_length: bool,
+) -> None:
+    if not 0 <= trace < 1:
+        raise ValueError(f"`trace` must be in [0, 1), but got {trace}.")
+    if trace > 0 and unroll > 1:
+        raise ValueError("`trace` and `unroll` are two ways to look back: use one of them.")
+    if unroll > 1 and hold_length:
+        raise ValueError("`hold_length` works with `unroll=1` only.")
+    if n_steps is not None:
+        check_int("n_steps", n_steps, low=1)
+    if (n_steps is None) == (schedule is None):
+        raise ValueError("Give `n_steps` to tune or `schedule` to follow, and not both.")
 
 
 def _without(scale: Tensor | None, gradients: dict[str, Tensor]) -> dict[str, Tensor]:
