@@ -1,9 +1,10 @@
-"""Where trainings are kept, if anywhere."""
+"""Where trainings and what they recorded are kept, if anywhere."""
 
 from __future__ import annotations
 
 import functools
 import os
+from pathlib import Path
 
 from optuna_ext.checkpoints import CheckpointStore
 
@@ -19,6 +20,21 @@ def open_checkpoints(place: CheckpointStore | str | os.PathLike[str]) -> Checkpo
 @functools.cache
 def _open(place: str) -> CheckpointStore:
     return CheckpointStore(place)
+
+
+def make_artifacts(place: str | os.PathLike[str]) -> None:
+    """Make the directory of the artifacts.
+
+    Raises:
+        NotADirectoryError: If it cannot be one.
+    """
+    try:
+        Path(place).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise NotADirectoryError(
+            f"artifacts must be a directory, but {os.fspath(place)!r} cannot be one: "
+            f"{error.strerror}."
+        ) from error
 
 
 class Unsaved:

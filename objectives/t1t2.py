@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 import math
 import os
-from pathlib import Path
 from typing import Any
 from typing import Literal
 from typing import TYPE_CHECKING
@@ -23,6 +22,7 @@ from optuna.distributions import FloatDistribution
 from optuna.distributions import IntDistribution
 from optuna.trial import BaseTrial
 
+from objectives.checkpoints import make_artifacts
 from objectives.space import suggest
 
 
@@ -120,14 +120,14 @@ def objective(
 
     Raises:
         ValueError: If there is no such ``net``, or ``width`` is not positive.
-        OSError: If ``artifacts`` cannot be a directory.
+        NotADirectoryError: If ``artifacts`` cannot be a directory.
     """
     from objectives.training import resolve_device
     from optuna_ext import online
 
     hidden = hidden_units(net, width)
     if artifacts is not None:
-        Path(artifacts).mkdir(parents=True, exist_ok=True)
+        make_artifacts(artifacts)
     start = {name: suggest(trial, SPACE, name) for name in ("l2", "input_noise")}
     every = suggest(trial, SPACE, "every")
     splits = load_splits(device=resolve_device(device), data_dir=data_dir, with_valid=True)

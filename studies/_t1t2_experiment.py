@@ -25,6 +25,9 @@ from studies._figures import write_figure
 from studies._options import Options
 
 
+_FAILED = 0.05  # error of a training that one would call failed
+
+
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
     """What came out of one start; errors are shares of the test images.
@@ -63,7 +66,7 @@ def experiment(options: Options, own: Mapping[str, Any]) -> int:
     for seed in range(options.seed or 0, (options.seed or 0) + options.trials):
         found = _outcome(splits, hidden, epochs=epochs, seed=seed, amp=options.amp)
         outcomes.append(found)
-        console.print(f"start {len(outcomes)}: fixed {found.fixed:.2%}, tuned {found.tuned:.2%}")
+        console.print(_line(len(outcomes), found), highlight=False, soft_wrap=True)
     title = f"MNIST, {'-'.join(map(str, hidden))}, {epochs} epochs on {device}"
     console.print(_table(outcomes, title=title))
     write_figure(figure(outcomes, title=title), path)
@@ -103,6 +106,12 @@ def _outcome(
     )
 
 
+def _line(number: int, outcome: Outcome) -> str:
+    errors = f"fixed {outcome.fixed:.2%}, tuned {outcome.tuned:.2%}"
+    again = f"by the schedule {outcome.by_schedule:.2%}, by the last values"
+    return f"start {number}: {errors}; again {again} {outcome.by_constants:.2%}"
+
+
 def _table(outcomes: Sequence[Outcome], *, title: str) -> Table:
     table = Table("", "median test error", "best", "worst", title=title)
     rows = {
@@ -115,8 +124,12 @@ def _table(outcomes: Sequence[Outcome], *, title: str) -> Table:
         cells = (statistics.median(errors), min(errors), max(errors))
         table.add_row(name, *(f"{cell:.2%}" for cell in cells))
     worse = statistics.fmean(o.tuned > o.fixed for o in outcomes)
+    failed = statistics.fmean(o.tuned > _FAILED for o in outcomes)
     overhead = statistics.median(o.seconds[1] / o.seconds[0] for o in outcomes) - 1
-    table.caption = f"worse than its own start: {worse:.0%}; time of an epoch: {overhead:+.1%}"
+    table.caption = (
+        f"tuned, worse than its own start: {worse:.0%}; above {_FAILED:.0%}: {failed:.0%}; "
+        f"time of an epoch: {overhead:+.1%}"
+    )
     return table
 
 

@@ -20,6 +20,7 @@ import pytest
 from studies import halving
 from studies import pbt
 from studies import run
+from studies import t1t2
 
 
 if TYPE_CHECKING:
@@ -139,6 +140,39 @@ def test_who_survived(toy: Toy, capsys: pytest.CaptureFixture[str], browser: Bro
         chart = page.locator("[id*=survival]").first
         expect(chart).to_contain_text("reached the end")
         expect(chart).to_contain_text("step 1")
+
+
+@pytest.fixture
+def tiny_mnist(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let MNIST be 240 images of noise."""
+    import torch
+
+    import objectives.data
+
+    x, y = torch.rand(240, 784), torch.arange(240) % 10
+    data = objectives.data.Data(
+        train_x=x[:160],
+        train_y=y[:160],
+        valid_x=x[160:200],
+        valid_y=y[160:200],
+        test_x=x[200:],
+        test_y=y[200:],
+    )
+    monkeypatch.setattr(objectives.data, "load", lambda *_, **__: data)
+
+
+def test_what_was_tuned(
+    toy: Toy, tiny_mnist: None, capsys: pytest.CaptureFixture[str], browser: Browser
+) -> None:
+    from playwright.sync_api import expect
+
+    flags = ["--storage", "toy.db", "--study", "tuned", "--no-figure", "--device", "cpu"]
+    assert t1t2.main([*flags, "--trials", "3", "--width", "0.01", "--epochs", "20"]) == 0
+    with _shown(browser, _command(capsys), "tuned") as page:
+        curves = page.locator("[id*=trajectories]").first
+        expect(curves).to_contain_text("what was tuned in 3 trials")
+        expect(curves).to_contain_text("input_noise")
+        expect(curves.locator("path.js-line")).to_have_count(6)  # L2 and noise of each
 
 
 def test_a_study_that_trains_together_is_seen_while_it_runs(toy: Toy, browser: Browser) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from collections.abc import Sequence
+import copy
 import math
 from typing import Any
 
@@ -82,34 +83,44 @@ class HyperOptimizer:
             self.raws[name].fill_(self._owners[name].to_raw(value))
 
     @torch.no_grad()
-    def step(self, gradients: Mapping[str, Tensor]) -> None:
-        """Move the raw numbers; those without a finite gradient stay, and are counted."""
-        for name, raw in self.raws.items():
-            gradient = gradients[name]
-            raw.grad = self._clip(raw, gradient) if math.isfinite(gradient.item()) else None
+    def step(self, gradients: Mapping[str, Tensor]) -> dict[str, float]:
+        """Move the raw numbers; those without a finite gradient stay, and are counted.
+
+        Returns:
+            The gradients as numbers.
+        """
+        numbers = torch.stack([gradients[name] for name in self.raws]).tolist()
+        for (name, raw), number in zip(self.raws.items(), numbers, strict=True):
+            raw.grad = self._clip(raw, gradients[name]) if math.isfinite(number) else None
             self.n_skipped += raw.grad is None
         self._adam.step()
         for name, raw in self.raws.items():
             raw.clamp_(*self._owners[name].bounds)
+        return dict(zip(self.raws, numbers, strict=True))
+
+    def skip(self) -> None:
+        """Count all of a step that cannot be made."""
+        self.n_skipped += len(self.raws)
 
     def _clip(self, raw: Tensor, gradient: Tensor) -> Tensor:
         """Cut off what is far beyond the usual size, which alone says what is far."""
         state = self._adam.state.get(raw)
         if not state:
             return gradient.clone()
-        correction = 1 - self._adam.defaults["betas"][1] ** state["step"].item()
-        usual = (state["exp_avg_sq"] / correction).sqrt().item()
-        return gradient.clamp(-_CLIP * usual, _CLIP * usual) if usual > 0 else gradient.clone()
+        correction = 1 - self._adam.defaults["betas"][1] ** state["step"].item()  # on the CPU
+        most = _CLIP * (state["exp_avg_sq"] / correction).sqrt()
+        return torch.where(most > 0, gradient.clamp(-most, most), gradient)
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a later process needs to go on."""
         raws = {name: raw.detach().clone() for name, raw in self.raws.items()}
-        return {"raws": raws, "adam": self._adam.state_dict(), "n_skipped": self.n_skipped}
+        adam = copy.deepcopy(self._adam.state_dict())
+        return {"raws": raws, "adam": adam, "n_skipped": self.n_skipped}
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from where another one was."""
         for name, raw in self.raws.items():
             raw.copy_(state["raws"][name])
-        self._adam.load_state_dict(state["adam"])
+        self._adam.load_state_dict(copy.deepcopy(state["adam"]))
         self.n_skipped = state["n_skipped"]

@@ -7,8 +7,8 @@ after the step; its derivative is diagonal.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 from optuna_ext.online.hypergradient import HypergradientAdam
 from optuna_ext.online.hypergradient import HypergradientAdamW
 from optuna_ext.online.hypergradient import HypergradientSGD
+from optuna_ext.online.t1t2._step import Group
 
 
 _SGD = (torch.optim.SGD, HypergradientSGD)
@@ -50,14 +51,19 @@ def is_decoupled(optimizer: Optimizer) -> bool:
     return isinstance(optimizer, _ADAMW)
 
 
-def groups_of(optimizer: Optimizer) -> dict[Tensor, dict[str, Any]]:
-    """Return the group of each parameter."""
+def groups_of(optimizer: Optimizer) -> dict[Tensor, Group]:
+    """Return the present group of each parameter."""
     return {p: group for group in optimizer.param_groups for p in group["params"]}
 
 
-def pull_back(
-    optimizer: Optimizer, group: dict[str, Any], p: Tensor, g: Tensor, v: Tensor
-) -> Tensor:
+def stored(optimizer: Optimizer, p: Tensor) -> dict[str, Tensor]:
+    """Return a copy of what an optimizer knows of a parameter from the steps before."""
+    state = optimizer.state.get(p, {})
+    names = ("momentum_buffer", "exp_avg", "exp_avg_sq", "step")
+    return {n: torch.as_tensor(state[n]).detach().clone() for n in names if n in state}
+
+
+def pull_back(optimizer: Optimizer, group: Group, p: Tensor, g: Tensor, v: Tensor) -> Tensor:
     """Return ``(dU/dg) v`` of the step just made.
 
     Args:
@@ -82,7 +88,7 @@ def pull_back(
 
 
 def _pull_back_adam(
-    w: Tensor, v: Tensor, g: Tensor, m: Tensor, s: Tensor, *, group: dict[str, Any], t: float
+    w: Tensor, v: Tensor, g: Tensor, m: Tensor, s: Tensor, *, group: Group, t: float
 ) -> None:
     """Write into ``w``.
 
@@ -109,19 +115,17 @@ class SmoothStep:
 
     Args:
         optimizer: Whose step it is.
-        p: The parameter of the optimizer; its state is copied.
+        before: What :func:`stored` returned before.
     """
 
     optimizer: Optimizer
-    p: Tensor
+    before: Mapping[str, Tensor]
 
     def __post_init__(self) -> None:
-        state = self.optimizer.state.get(self.p, {})
-        names = ("momentum_buffer", "exp_avg", "exp_avg_sq")
-        self.state = {n: state[n].detach().clone() for n in names if n in state}
-        self.t = float(state["step"]) if "step" in state else 0.0
+        self.state = dict(self.before)
+        self.t = float(self.state.pop("step", 0.0))
 
-    def __call__(self, group: dict[str, Any], theta: Tensor, g: Tensor) -> Tensor:
+    def __call__(self, group: Group, theta: Tensor, g: Tensor) -> Tensor:
         """Return the parameter after one more step, without weight decay."""
         self.t += 1
         lr = float(group["lr"])
@@ -137,7 +141,7 @@ class SmoothStep:
         after: Tensor = theta - lr / (1 - beta1**self.t) * m / (r + group["eps"])
         return after
 
-    def _sgd(self, group: dict[str, Any], g: Tensor) -> Tensor:
+    def _sgd(self, group: Group, g: Tensor) -> Tensor:
         momentum: float = group["momentum"]
         if momentum == 0:
             return g

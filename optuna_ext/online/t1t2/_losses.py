@@ -59,14 +59,37 @@ class TrainingLoss(nn.Module):
                 stack.enter_context(hyperparameter.perturb(self.model, value, self._generator))
             return self._loss(self.model, batch, values)
 
-    def without_traces(self, batch: Batch, values: Mapping[str, Tensor]) -> Tensor:
-        """Return the loss of a batch, but leave running statistics and such as they are."""
+    def check_use(
+        self, batch: Batch, values: Mapping[str, Tensor], raws: Mapping[str, Tensor]
+    ) -> None:
+        """Name a hyperparameter that the loss does not depend on, before any training.
+
+        Args:
+            batch: A batch.
+            values: The values.
+            raws: The raw numbers that the values come from, by name.
+
+        Raises:
+            ValueError: If there is one.
+        """
         copies = {name: buffer.clone() for name, buffer in self.named_buffers()}
-        loss: Tensor = functional_call(self, copies, (batch, values))
-        return loss
+        loss = functional_call(self, copies, (batch, values))
+        if not loss.requires_grad:
+            raise ValueError("The training loss does not depend on the model's parameters.")
+        names = [hyperparameter.name for hyperparameter in self._hyperparameters]
+        found = torch.autograd.grad(loss, [raws[name] for name in names], allow_unused=True)
+        for name, gradient in zip(names, found, strict=True):
+            if gradient is None:
+                raise unused(name, "training loss")
 
     def in_graph(
-        self, batch: Batch, values: Mapping[str, Tensor], params: Mapping[str, Tensor]
+        self,
+        batch: Batch,
+        values: Mapping[str, Tensor],
+        params: Mapping[str, Tensor],
+        *,
+        scale: Tensor | None,
+        leaves_traces: bool,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the loss and its gradients by ``params``, whose graph leads to the values.
 
@@ -74,11 +97,16 @@ class TrainingLoss(nn.Module):
             batch: A batch.
             values: The values.
             params: What stands for the model's parameters, by their names.
+            scale: Factor of the gradients.
+            leaves_traces: Whether running statistics move.
         """
         stand_ins = {f"model.{name}": p for name, p in params.items()}
+        if not leaves_traces:
+            stand_ins |= {name: buffer.clone() for name, buffer in self.named_buffers()}
         loss = functional_call(self, stand_ins, (batch, values))
         inputs = list(params.values())
-        found = torch.autograd.grad(loss, inputs, create_graph=True, allow_unused=True)
+        scaled = loss if scale is None else loss * scale
+        found = torch.autograd.grad(scaled, inputs, create_graph=True, allow_unused=True)
         return loss, {name: g for name, g in zip(params, found, strict=True) if g is not None}
 
 
@@ -97,20 +125,36 @@ class ValidationLoss:
         self._loss = loss or (lambda model, batch: _cross_entropy(model, batch, {}))
 
     def gradients(
-        self, batch: Batch, params: Iterable[Tensor], *, autocast: torch.autocast
+        self,
+        batch: Batch,
+        params: Iterable[Tensor],
+        *,
+        scale: Tensor | None,
+        autocast: torch.autocast,
     ) -> dict[Tensor, Tensor]:
-        """Return the gradients by the parameters that the loss of a batch depends on."""
+        """Return the gradients by the parameters that the loss of a batch depends on.
+
+        ``scale`` is for the way back alone.
+        """
         modes = {module: module.training for module in self._model.modules()}
         self._model.eval()
         try:
             with autocast:
                 loss = self._loss(self._model, batch)
             params = list(params)
-            found = torch.autograd.grad(loss, params, allow_unused=True)
+            found = torch.autograd.grad(
+                loss if scale is None else loss * scale, params, allow_unused=True
+            )
         finally:
             for module, training in modes.items():
                 module.training = training
-        return {p: g for p, g in zip(params, found, strict=True) if g is not None}
+        used = {p: g for p, g in zip(params, found, strict=True) if g is not None}
+        return used if scale is None else {p: g / scale for p, g in used.items()}
+
+
+def unused(name: str, what: str) -> ValueError:
+    """Return the error for a hyperparameter that something does not depend on."""
+    return ValueError(f"The {what} does not depend on {name!r}: it cannot be tuned.")
 
 
 def _cross_entropy(model: nn.Module, batch: Batch, h: Mapping[str, Tensor]) -> Tensor:

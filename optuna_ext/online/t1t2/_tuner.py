@@ -17,13 +17,18 @@ from optuna_ext.online.t1t2._hyperparameters import Hyperparameter
 from optuna_ext.online.t1t2._hyperparameters import L2
 from optuna_ext.online.t1t2._inner import check_optimizer
 from optuna_ext.online.t1t2._inner import groups_of
-from optuna_ext.online.t1t2._inner import is_decoupled
 from optuna_ext.online.t1t2._lookback import LastStep
-from optuna_ext.online.t1t2._lookback import LastSteps
 from optuna_ext.online.t1t2._losses import Loss
 from optuna_ext.online.t1t2._losses import TrainingLoss
+from optuna_ext.online.t1t2._losses import unused
 from optuna_ext.online.t1t2._losses import ValidationLoss
 from optuna_ext.online.t1t2._losses import ValidLoss
+from optuna_ext.online.t1t2._penalty import Penalty
+from optuna_ext.online.t1t2._step import Moment
+from optuna_ext.online.t1t2._step import Randomness
+from optuna_ext.online.t1t2._step import Scaling
+from optuna_ext.online.t1t2._step import StepWatch
+from optuna_ext.online.t1t2._unroll import LastSteps
 from optuna_ext.schedule import Schedule
 
 
@@ -68,6 +73,11 @@ class T1T2:
         optimizer.step()
         tuner.update(next(t2) if tuner.is_due else None)
 
+    A learning rate scheduler may step before or after :meth:`update`, but not before the
+    optimizer. With half precision the loss computes in ``torch.autocast`` itself, and the scaler
+    is given to the tuner: :meth:`backward` scales, and takes the scale off the gradients again;
+    a loop of your own calls ``scaler.step(optimizer)`` and ``scaler.update()``.
+
     Args:
         model:
             The model in training. Its layers may be frozen and share weights.
@@ -89,8 +99,8 @@ class T1T2:
             Discount in ``[0, 1)`` with which L2 remembers the effect of earlier steps; 0 looks
             at the last step only. It costs a few operations per weight in every step.
         unroll:
-            How many steps the derivative goes back through, up to ``every``. More than 1
-            multiplies time and memory of those steps.
+            How many steps the derivative goes back through, up to ``every``. With more than 1
+            those steps are computed twice, and the second time all of them are in memory.
         hold_length:
             Whether the length of the training gradient counts as given in the derivatives by
             anything but L2. Noise makes gradients longer, and one step ahead a longer step looks
@@ -99,6 +109,9 @@ class T1T2:
             scaled to its present length.
         schedule:
             Values to follow instead of tuning, as :attr:`schedule` gives them.
+        scaler:
+            The ``torch.amp.GradScaler`` of a training in float16. The steps that it leaves out
+            change nothing, and the hypergradients of such a step are skipped.
         amp:
             Whether what is computed for tuning alone, but not the training step, is in bfloat16
             where torch holds that to be safe. It is faster where the processor knows bfloat16.
@@ -131,31 +144,27 @@ class T1T2:
         unroll: int = 1,
         hold_length: bool = False,
         schedule: Schedule | None = None,
+        scaler: torch.amp.GradScaler | None = None,
         amp: bool = False,
         seed: int = 0,
     ) -> None:
         self.every = check_int("every", every, low=1)
-        self._unroll = check_int("unroll", unroll, low=1, high=self.every)
-        if not 0 <= trace < 1:
-            raise ValueError(f"`trace` must be in [0, 1), but got {trace}.")
-        if trace > 0 and unroll > 1:
-            raise ValueError("`trace` and `unroll` are two ways to look back: use one of them.")
-        if unroll > 1 and (amp or hold_length):
-            raise ValueError("`amp` and `hold_length` work with `unroll=1` only.")
-        if n_steps is not None:
-            check_int("n_steps", n_steps, low=1)
-        if (n_steps is None) == (schedule is None):
-            raise ValueError("Give `n_steps` to tune or `schedule` to follow, and not both.")
+        check_int("unroll", unroll, low=1, high=every)
+        _check_choices(n_steps, schedule, trace=trace, unroll=unroll, hold_length=hold_length)
         check_optimizer(optimizer)
         self.model = model
         self.optimizer = optimizer
-        self._params = {n: p for n, p in model.named_parameters() if p.requires_grad}
-        self._groups = groups_of(optimizer)
+        groups = groups_of(optimizer)
+        trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
+        self._penalty = Penalty(model, optimizer, hyperparameters)
+        self._params = {name: p for name, p in trained.items() if p in groups}
         self._in_loss = [h for h in hyperparameters if not isinstance(h, L2)]
-        self._decayed = self._find_decayed(hyperparameters)
-        first = next(iter(self._params.values()))
+        first = next(iter(self._params.values()), None)
+        if first is None:
+            raise ValueError("`optimizer` must have a trainable parameter of the model.")
         self._device = first.device
         self._amp = bool(amp)
+        self._scaling = Scaling(scaler, device=first.device)
         self._hyper = HyperOptimizer(
             hyperparameters,
             model,
@@ -163,38 +172,32 @@ class T1T2:
             device=first.device,
             n_updates=max(1, n_steps // self.every) if n_steps is not None else 1,
         )
-        self._lookback: LastStep | LastSteps = (
-            LastStep(optimizer, self._decayed, trace=trace, hold_length=bool(hold_length))
-            if unroll == 1
-            else LastSteps(optimizer, self._decayed, n=unroll)
-        )
-        self._keeps_graph = bool(self._in_loss) or unroll > 1
-        self._generator = torch.Generator(first.device).manual_seed(seed)
-        self._loss = TrainingLoss(model, loss, self._in_loss, generator=self._generator)
+        generator = torch.Generator(first.device).manual_seed(seed)
+        self._generator = generator
+        self._randomness = Randomness(generator)
+        self._loss = TrainingLoss(model, loss, self._in_loss, generator=generator)
         self._valid_loss = ValidationLoss(model, valid_loss)
+        self._last_step = (
+            LastStep(
+                optimizer,
+                self._params,
+                self._penalty.names,
+                trace=trace,
+                hold_length=bool(hold_length),
+            )
+            if unroll == 1
+            else None
+        )
+        self._lookback: LastStep | LastSteps = self._last_step or LastSteps(
+            optimizer, self._params, self._penalty.names, gradients=self._gradients_at, n=unroll
+        )
+        self._watch = StepWatch(optimizer, before=self._before_step)
         self._followed = schedule
         self.n_steps = 0
         self.hypergradients: dict[str, float] = {}
         self._schedule = Schedule()
-        self._watching = False
+        self._is_watching = False
         self._take_values()
-
-    def _find_decayed(self, hyperparameters: Sequence[Hyperparameter]) -> dict[Tensor, str]:
-        decayed: dict[Tensor, str] = {}
-        for hyperparameter in hyperparameters:
-            if isinstance(hyperparameter, L2):
-                for name, params in hyperparameter.layers(self.model).items():
-                    decayed |= dict.fromkeys(params, name)
-        for p in decayed:
-            if p not in self._groups:
-                raise ValueError("L2 is to decay a weight that the optimizer does not have.")
-            if self._groups[p]["weight_decay"] != 0:
-                raise ValueError(
-                    "L2 takes the place of the optimizer's weight decay: build "
-                    f"{type(self.optimizer).__name__} with weight_decay=0 instead of "
-                    f"{self._groups[p]['weight_decay']}."
-                )
-        return decayed
 
     @property
     def is_due(self) -> bool:
@@ -208,7 +211,7 @@ class T1T2:
 
     @property
     def n_skipped(self) -> int:
-        """How many hypergradients were not finite and therefore skipped."""
+        """How many hypergradients were skipped: not finite, or of a step not made."""
         return self._hyper.n_skipped
 
     @property
@@ -234,7 +237,7 @@ class T1T2:
             The training loss before the step, without L2; shape ``()``, detached.
         """
         loss = self.backward(batch)
-        self.optimizer.step()
+        self._scaling.step(self.optimizer)
         if self.is_due and isinstance(valid_batch, Iterator):
             valid_batch = next(valid_batch, None)
         self.update(valid_batch if self.is_due else None)
@@ -249,52 +252,57 @@ class T1T2:
         if self._followed is not None:
             self._hyper.set(self._followed.at(min(self.n_steps + 1, self._followed.last)))
             self._take_values()
+        if self.n_steps == 0 and self._in_loss:
+            with self._randomness.back_at(self._randomness.state()):
+                self._loss.check_use(batch, self._hyper.values(), self._hyper.raws)
         to_go = self._steps_to_go
-        self._watching = to_go is not None and self._lookback.watches(to_go)
-        if self.n_steps == 0:
-            self._check_use(batch)
-        if self._watching:
-            self._values = self._hyper.values()
-            copies = self._lookback.begin(list(self._params.values()))
-            stand_ins = {name: copies[p] for name, p in self._params.items()}
-        in_graph = self._watching and self._keeps_graph
-        if in_graph and not self._amp:
-            loss, gradients = self._loss.in_graph(batch, self._values, stand_ins)
-            for name, p in self._params.items():
-                p.grad = gradients[name].detach().clone() if name in gradients else None
+        self._is_watching = to_go is not None and self._lookback.watches(to_go)
+        if self._is_watching:
+            moment = Moment(batch, self._randomness.state())
+            self._lookback.begin(moment)
+        graph_of = self._last_step if self.is_due and self._in_loss else None
+        if graph_of is not None and not self._amp:
+            loss = self._backward_in_graph(batch, graph_of)
         else:
-            noise = self._generator.get_state()
             self.optimizer.zero_grad()
             loss = self._loss(batch, self._constants)
-            torch.autograd.backward(loss)
-            if in_graph:  # once more, for the derivatives alone
-                self._generator.set_state(noise)
-                with torch.random.fork_rng(), self._autocast():
-                    _, gradients = self._loss.in_graph(batch, self._values, stand_ins)
-        rates = self._decay()
-        if self._watching:
-            found: dict[Tensor, Tensor] = {}
-            if in_graph:
-                found |= {self._params[name]: g for name, g in gradients.items()}
-            self._lookback.keep(found, rates)
+            torch.autograd.backward(self._scaling.times(loss))
+            if graph_of is not None:  # once more, for the derivatives alone
+                self._values = self._hyper.values()
+                graph_of.keep(self._gradients_at(moment, self._values, graph_of.stand_ins))
+        self._scaling.unscale(self.optimizer)
+        self._penalty.add_to_gradients(self._numbers)
+        self._watch.wait()
         return loss.detach()
+
+    def _backward_in_graph(self, batch: Batch, graph_of: LastStep) -> Tensor:
+        """Set the gradients, but keep the graph that leads from them to the values."""
+        self._values = self._hyper.values()
+        scale = self._scaling.factor
+        loss, gradients = self._loss.in_graph(
+            batch, self._values, graph_of.stand_ins, scale=scale, leaves_traces=True
+        )
+        for name, p in self._params.items():
+            p.grad = gradients[name].detach().clone() if name in gradients else None
+        graph_of.keep(_without(scale, gradients))
+        return loss
+
+    def _gradients_at(
+        self, moment: Moment, values: Mapping[str, Tensor], params: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """Return the gradients at a moment in the past, as if nothing had happened since."""
+        scale = self._scaling.factor
+        with self._randomness.back_at(moment.randomness), self._autocast():
+            _, gradients = self._loss.in_graph(
+                moment.batch, values, params, scale=scale, leaves_traces=False
+            )
+        return _without(scale, gradients)
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self._device.type, torch.bfloat16, enabled=self._amp)
 
-    @torch.no_grad()
-    def _decay(self) -> dict[Tensor, float]:
-        """Return the learning rate of each parameter that L2 has decayed."""
-        rates: dict[Tensor, float] = {}
-        for p, name in self._decayed.items():
-            if p.grad is None:
-                continue
-            rates[p] = float(self._groups[p]["lr"])
-            if is_decoupled(self.optimizer):
-                p.mul_(1 - rates[p] * self._numbers[name])
-            else:
-                p.grad.add_(p, alpha=self._numbers[name])
-        return rates
+    def _before_step(self) -> None:
+        self._penalty.before_step(self._numbers)
 
     def update(self, valid_batch: Batch | None = None) -> None:
         """Take note of the optimizer's step and, if it is due, move the hyperparameters.
@@ -304,68 +312,73 @@ class T1T2:
                 A batch of T2; needed when :attr:`is_due`.
 
         Raises:
-            ValueError: If it is needed and not given, or the gradient of the training loss does
-                not depend on a hyperparameter.
+            RuntimeError: If the optimizer has not made a step since :meth:`backward`.
+            ValueError: If the batch is needed and not given, or the gradient of the training loss
+                does not depend on a hyperparameter.
         """
-        self._schedule.record(self.n_steps + 1, **self._numbers)
-        if self._watching:
-            self._lookback.advance(self._values)
-        if self.is_due:
-            if valid_batch is None:
-                raise ValueError(
-                    f"Step {self.n_steps + 1} needs a batch of T2, but there is none: repeat it "
-                    "with itertools.cycle if it is shorter than the training."
-                )
+        step = self.n_steps + 1
+        if self.is_due and valid_batch is None:
+            raise ValueError(
+                f"Step {step} needs a batch of T2, but there is none: repeat it "
+                "with itertools.cycle if it is shorter than the training."
+            )
+        groups = self._watch.take()
+        if groups is None and not self._scaling.leaves_steps_out:
+            raise RuntimeError(
+                f"`update` of step {step} must come after `backward` and the optimizer's step."
+            )
+        self._schedule.record(step, **self._numbers)
+        if groups is not None and self._is_watching:
+            self._lookback.advance(groups, self._penalty.rates)
+        if self.is_due and groups is not None:
             self._tune(valid_batch)
+        elif self.is_due:
+            self._lookback.forget()
+            self._hyper.skip()
         self.n_steps += 1
 
     def _tune(self, valid_batch: Batch) -> None:
+        scale = self._scaling.factor
         v = self._valid_loss.gradients(
-            valid_batch, self._params.values(), autocast=self._autocast()
+            valid_batch, self._params.values(), scale=scale, autocast=self._autocast()
         )
+        if not (self._in_loss and self._last_step):  # else they are in the graph already
+            self._values = self._hyper.values()
         pairs = self._lookback.pairs(v, self._values)
         pairs = [(output, weight) for output, weight in pairs if output.requires_grad]
         raws = self._hyper.raws
         found: Sequence[Tensor | None] = torch.autograd.grad(
             [output for output, _ in pairs],
             list(raws.values()),
-            [weight.to(output.dtype) for output, weight in pairs],
+            [self._scaling.times(weight.to(output.dtype)) for output, weight in pairs],
             allow_unused=True,
         )
         gradients: dict[str, Tensor] = {}
         for name, gradient in zip(raws, found, strict=True):
             if gradient is None and not self.hypergradients:
-                raise _unused(name, "gradient of the training loss")
+                raise unused(name, "gradient of the training loss")
             # Later on it may be a layer that a batch has passed by.
             gradients[name] = torch.zeros_like(raws[name]) if gradient is None else gradient
-        self.hypergradients = {name: gradient.item() for name, gradient in gradients.items()}
-        self._hyper.step(gradients)
+        self.hypergradients = self._hyper.step(_without(scale, gradients))
         self._take_values()
-
-    def _check_use(self, batch: Batch) -> None:
-        """Name a hyperparameter that the loss does not depend on, before any training."""
-        if not self._in_loss:
-            return
-        state = self._generator.get_state()
-        raws = {h.name: self._hyper.raws[h.name] for h in self._in_loss}
-        with torch.random.fork_rng():
-            loss = self._loss.without_traces(batch, self._hyper.values())
-        self._generator.set_state(state)
-        if not loss.requires_grad:
-            raise ValueError("The training loss does not depend on the model's parameters.")
-        found = torch.autograd.grad(loss, list(raws.values()), allow_unused=True)
-        for name, gradient in zip(raws, found, strict=True):
-            if gradient is None:
-                raise _unused(name, "training loss")
 
     def _take_values(self) -> None:
         self._constants = {name: v.detach() for name, v in self._hyper.values().items()}
-        self._numbers = {name: v.item() for name, v in self._constants.items()}
+        numbers = torch.stack(list(self._constants.values())).tolist()
+        self._numbers: dict[str, float] = dict(zip(self._constants, numbers, strict=True))
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a later process needs to go on, beside the model's and the optimizer's."""
+        """Return what a later process needs to go on, beside the model's and the optimizer's.
+
+        Raises:
+            RuntimeError: Between :meth:`backward` and :meth:`update`.
+        """
+        if self._watch.is_waiting:
+            raise RuntimeError(f"Step {self.n_steps + 1} is half done: save after `update`.")
         return {
             "hyper": self._hyper.state_dict(),
+            "hypergradients": dict(self.hypergradients),
+            "lookback": self._lookback.state_dict(),
             "n_steps": self.n_steps,
             "schedule": self._schedule.to_dict(),
             "generator": self._generator.get_state(),
@@ -374,11 +387,33 @@ class T1T2:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from where another tuner was."""
         self._hyper.load_state_dict(state["hyper"])
+        self.hypergradients = dict(state["hypergradients"])
+        self._lookback.load_state_dict(state["lookback"])
         self.n_steps = state["n_steps"]
         self._schedule = Schedule.from_dict(state["schedule"])
         self._generator.set_state(state["generator"].cpu())
         self._take_values()
 
 
-def _unused(name: str, what: str) -> ValueError:
-    return ValueError(f"The {what} does not depend on {name!r}: it cannot be tuned.")
+def _check_choices(
+    n_steps: int | None,
+    schedule: Schedule | None,
+    *,
+    trace: float,
+    unroll: int,
+    hold_length: bool,
+) -> None:
+    if not 0 <= trace < 1:
+        raise ValueError(f"`trace` must be in [0, 1), but got {trace}.")
+    if trace > 0 and unroll > 1:
+        raise ValueError("`trace` and `unroll` are two ways to look back: use one of them.")
+    if unroll > 1 and hold_length:
+        raise ValueError("`hold_length` works with `unroll=1` only.")
+    if n_steps is not None:
+        check_int("n_steps", n_steps, low=1)
+    if (n_steps is None) == (schedule is None):
+        raise ValueError("Give `n_steps` to tune or `schedule` to follow, and not both.")
+
+
+def _without(scale: Tensor | None, gradients: dict[str, Tensor]) -> dict[str, Tensor]:
+    return gradients if scale is None else {name: g / scale for name, g in gradients.items()}
