@@ -25,6 +25,7 @@ class Unsaved:
     """Stands in for the run of a store where nothing is kept."""
 
     step = 0
+    start = 0
     origin = None
 
     def save(self, step: int) -> None:

@@ -34,6 +34,7 @@ from optuna_ext.fused._problem import Problem
 from optuna_ext.fused._progress import Progress
 from optuna_ext.fused._trainer import Trainer
 from optuna_ext.fused._training import Result
+from optuna_ext.samplers import PopulationBasedTrainingSampler
 
 
 _RUN = "optuna_ext:run"  # the user attribute that tells whose a running trial is
@@ -89,8 +90,10 @@ def optimize(
     slots a sampler learns more often. A trial computes what it would compute alone, whoever
     trains beside it. One whose loss is no longer finite fails, alone.
 
-    A trial with the user attribute ``parent`` goes on with the weights of that trial: population-
-    based training copies them on the device (see :class:`~optuna_ext.fused.Trainer`).
+    A trial with the user attribute ``parent`` goes on with the weights of that trial, which are
+    copied on the device: population-based training, and successive halving that promotes paused
+    trials (see :class:`~optuna_ext.fused.Trainer`). Of a population no more trials are asked for
+    than can know their parents; it trains as with one worker.
 
     Results in an SQLite file or a database server are written in bulk, as by
     :func:`~optuna_ext.bulk_storage`. User attributes tell ``train_loss``, all metrics as
@@ -127,7 +130,8 @@ def optimize(
         checkpoint:
             A file to which all trials in training are written now and then. After a crash the
             same call goes on from there: trials in training continue, and ``n_trials`` counts
-            those before. It is removed in the end.
+            those before. It is removed in the end, unless trials may still go on from others:
+            then it keeps their weights for the next call.
         checkpoint_interval:
             Seconds between two checkpoints, ``checkpoint_interval > 0``.
         show_progress_bar:
@@ -262,7 +266,7 @@ class _Loop:
             while True:
                 in_time = deadline is None or time.monotonic() < deadline
                 if in_time and not _study.is_stopped(self._study):
-                    n = min(left, self._trainer.room)
+                    n = self._n_ready(min(left, self._trainer.room))
                     left -= n
                     self._tell(self._trainer.add(self._ask(n)))
                 if not self._trainer.trials:
@@ -278,7 +282,7 @@ class _Loop:
                 for trial in self._asked.values():
                     self._study.tell(trial, state=TrialState.FAIL)
             raise
-        self._checkpoint.remove()
+        self._checkpoint.close(self._study, self._trainer)
 
     def _resume(self) -> int:
         """Go on with what an earlier process has left; return how many trials it had begun."""
@@ -292,6 +296,14 @@ class _Loop:
         self._asked = {t.number: _study.go_on_with(self._study, t) for t in running}
         self._tell(self._trainer.load_state_dict(state, [*self._asked.values()]))
         return len(mine)
+
+    def _n_ready(self, n: int) -> int:
+        """Return how many trials to ask for now, of at most ``n``."""
+        sampler = self._study.sampler
+        if not isinstance(sampler, PopulationBasedTrainingSampler):
+            return n
+        # Those for whom it would wait are in training here, or in another process.
+        return sampler.n_ready(self._study, n) or min(n, not self._trainer.trials)
 
     def _ask(self, n: int) -> Iterator[Trial]:
         note = {_RUN: self._checkpoint.run} if self._checkpoint else {}

@@ -145,10 +145,19 @@ class Population:
         """The slots that have a member, in increasing order."""
         return self._program.taken
 
-    def admit(self, slot: int, member: Member) -> None:
+    def admit(self, slot: int, member: Member, *, goes_on: bool = False) -> None:
         """Put a new member in a slot; who was there is forgotten.
 
         The population takes over its network. Its optimizer starts without state.
+
+        Args:
+            slot:
+                Where.
+            member:
+                Whom.
+            goes_on:
+                Whether it gives up its first weights and goes on from who was there, with
+                hyperparameters and a seed of its own; see :meth:`copy`.
 
         Raises:
             IndexError: If there is no such slot.
@@ -162,16 +171,17 @@ class Population:
             raise ValueError(
                 f"hyper must name {list(program.hyper)}, but it names {sorted(member.hyper)}."
             )
-        program.weights.write(slot, tensors(member.model))
-        program.optimizers.admit(slot, member.optimizer)
+        program.weights.write(slot, tensors(member.model), learned=not goes_on)
+        program.optimizers.admit(slot, member.optimizer, learned=not goes_on)
         for name, value in member.hyper.items():
             program.hyper[name][slot] = value
         program.models[slot] = member.model
         program.seeds[slot] = member.seed
-        program.steps[slot] = 0
         self._members[slot] = member
-        self._generators[slot] = torch.Generator(self._device).manual_seed(member.seed)
-        self._epochs[slot] = 0
+        if not goes_on:
+            program.steps[slot] = 0
+            self._generators[slot] = torch.Generator(self._device).manual_seed(member.seed)
+            self._epochs[slot] = 0
         self._unchecked.add(slot)
         self._forget(slot)
 
@@ -305,15 +315,33 @@ class Population:
             program.hyper[name][slot] = values[name]
         self._forget(slot)
 
-    def copy(self, source: int, target: int) -> None:
-        """Overwrite a member's state dict and optimizer state by another's.
+    def copy(self, sources: Sequence[int], targets: Sequence[int]) -> None:
+        """Let members be where others are, who may change places: rows copied on the device.
 
-        Its hyperparameters, those of its dropout layers as well, its seed and its place in its
-        schedule stay.
+        That is their state dicts and optimizer states, the order of their rows, their places in
+        their schedules and in what is random in their layers. With the same hyperparameters and
+        seed they would train as those do, but hyperparameters, those of dropout layers as well,
+        and seeds stay.
+
+        Raises:
+            ValueError: If a slot of ``sources`` is free.
         """
-        self._program.weights.copy(source, target)
-        self._program.optimizers.copy(source, target)
-        self._forget(target)
+        places = [self._place_of(source) for source in sources]
+        self._program.weights.copy(sources, targets)
+        self._program.optimizers.copy(sources, targets)
+        for target, (generator, epoch, step) in zip(targets, places, strict=True):
+            own = self._generators[target] = torch.Generator(self._device)
+            own.set_state(generator)
+            self._epochs[target] = epoch
+            self._program.steps[target] = step
+            self._forget(target)
+
+    def _place_of(self, slot: int) -> tuple[Tensor, int, int]:
+        """Return the state of a member's generator, its epochs and its steps."""
+        generator = self._generators[slot]
+        if generator is None:
+            raise ValueError(f"slot must be taken, but {slot} is free.")
+        return generator.get_state(), self._epochs[slot], int(self._program.steps[slot])
 
     def compact(self, keep: Sequence[int]) -> None:
         """Keep these slots only: slot ``i`` is then the former ``keep[i]``."""
@@ -335,17 +363,15 @@ class Population:
         Raises:
             ValueError: If the slot is free.
         """
-        generator = self._generators[slot]
-        if generator is None:
-            raise ValueError(f"slot must be taken, but {slot} is free.")
+        generator, epoch, step = self._place_of(slot)
         model, rest = self._program.weights.state_of(slot)
         return {
             "model": model,
             "optimizer": self._program.optimizers.state_of(slot),
             "buffers": rest,
-            "generator": generator.get_state(),
-            "epoch": self._epochs[slot],
-            "step": int(self._program.steps[slot]),
+            "generator": generator,
+            "epoch": epoch,
+            "step": step,
         }
 
     def load(self, slot: int, state: Mapping[str, Any]) -> None:

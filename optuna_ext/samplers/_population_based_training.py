@@ -290,6 +290,30 @@ class PopulationBasedTrainingSampler(BaseSampler):
         self._plans.pop(_host.trial_key(study, trial), None)
         self._asked.discard(study, trial)
 
+    def n_ready(self, study: Study, n: int) -> int:
+        """Return how many of the next trials can be asked for before others are told.
+
+        Who trains several trials at once asks for no more than these: any other one would have to
+        wait for them, or not know them.
+
+        Args:
+            study:
+                The study.
+            n:
+                How many trials to look at.
+
+        Returns:
+            A number up to ``n``; 0 if even the next one depends on a trial that is running.
+        """
+        table = self._read(study)
+        coming = table.coming(n)
+        for count, slot in enumerate(coming):
+            if slot is not None and not self._parents.are_told(
+                table, slot, (coming[0] or 0), self._rng(study, slot, 0), wait=self._synchronous
+            ):
+                return count
+        return n
+
     def _check_objectives(self, study: Study) -> None:
         if len(study.directions) > 1:
             raise ValueError(

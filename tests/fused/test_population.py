@@ -265,7 +265,7 @@ def test_a_copy_goes_on_like_its_source(
         population.admit(slot, member(slot))
     for _ in range(5):
         population.train_epoch(x, y)
-    population.copy(2, 0)
+    population.copy([2], [0])
     twins = population.train_epoch(x, y)
     assert twins[0] == twins[2] != twins[1]
     population.set_hyperparameters(0, lr=0.5)  # explores from there
@@ -292,7 +292,7 @@ def test_a_copy_keeps_its_dropout_and_takes_running_statistics(points: Points) -
         population.admit(slot, own)
     population.train_epoch(x, y)
     before = population.state_of(1)["buffers"]
-    population.copy(0, 1)
+    population.copy([0], [1])
     torch.testing.assert_close(population.state_of(1)["buffers"], before, rtol=0, atol=0)
     torch.testing.assert_close(
         population.state_of(1)["model"], population.state_of(0)["model"], rtol=0, atol=0
