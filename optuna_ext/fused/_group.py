@@ -95,9 +95,8 @@ class Group:
             population.copy([*heirs.values()], [*heirs])
         for slot, training in begun.items():
             self._admit(slot, training, goes_on=slot in heirs)
-            if training.parent is not None and slot not in heirs:
-                self._inherit(slot, parents[training.parent].states or ())
-                parents.serve(training)
+            if (parent := parents.serve(training)) is not None:
+                self._inherit(slot, parent.states or ())
 
     def _admit(self, slot: int, training: Training, *, goes_on: bool = False) -> None:
         self.slots[slot] = training

@@ -78,9 +78,6 @@ class Parents:
         self._begun: dict[int, int] = {}  # the last generation, by member
         self._awaited: dict[int, int] = {}  # parents by children that have no slot yet
 
-    def __getitem__(self, number: int) -> Parent:
-        return self._known[number]
-
     def origin_of(self, trial: Trial, stored: FrozenTrial) -> tuple[int, int] | None:
         """Return from which trial one goes on, and after which epoch; ``None`` for a newborn.
 
@@ -130,9 +127,10 @@ class Parents:
         training.load(parent.progress)
         trial.set_user_attr(RESUMED, {"trial": training.parent, "step": training.epoch})
 
-    def serve(self, training: Training) -> None:
-        """Take note that a trial has all it needs of its parent."""
-        self._awaited.pop(training.trial.number, None)
+    def serve(self, training: Training) -> Parent | None:
+        """Return what a trial that has begun goes on from; from then on it needs it no more."""
+        number = self._awaited.pop(training.trial.number, None)
+        return None if number is None else self._known[number]
 
     def end(self, training: Training, *, is_paused: bool, failed: bool) -> None:
         """Take note of a trial that has ended."""

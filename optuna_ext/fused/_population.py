@@ -148,16 +148,8 @@ class Population:
     def admit(self, slot: int, member: Member, *, goes_on: bool = False) -> None:
         """Put a new member in a slot; who was there is forgotten.
 
-        The population takes over its network. Its optimizer starts without state.
-
-        Args:
-            slot:
-                Where.
-            member:
-                Whom.
-            goes_on:
-                Whether it gives up its first weights and goes on from who was there, with
-                hyperparameters and a seed of its own; see :meth:`copy`.
+        The population takes over its network. Its optimizer starts without state; but one that
+        ``goes_on`` keeps all that :meth:`copy` copies from who was there.
 
         Raises:
             IndexError: If there is no such slot.
@@ -318,10 +310,8 @@ class Population:
     def copy(self, sources: Sequence[int], targets: Sequence[int]) -> None:
         """Let members be where others are, who may change places: rows copied on the device.
 
-        That is their state dicts and optimizer states, the order of their rows, their places in
-        their schedules and in what is random in their layers. With the same hyperparameters and
-        seed they would train as those do, but hyperparameters, those of dropout layers as well,
-        and seeds stay.
+        That is their state dicts and optimizer states, and how far they are in the order of their
+        rows, their schedules and their random layers. Hyperparameters and seeds stay.
 
         Raises:
             ValueError: If a slot of ``sources`` is free.
@@ -329,12 +319,8 @@ class Population:
         places = [self._place_of(source) for source in sources]
         self._program.weights.copy(sources, targets)
         self._program.optimizers.copy(sources, targets)
-        for target, (generator, epoch, step) in zip(targets, places, strict=True):
-            own = self._generators[target] = torch.Generator(self._device)
-            own.set_state(generator)
-            self._epochs[target] = epoch
-            self._program.steps[target] = step
-            self._forget(target)
+        for target, place in zip(targets, places, strict=True):
+            self._set_place(target, *place)
 
     def _place_of(self, slot: int) -> tuple[Tensor, int, int]:
         """Return the state of a member's generator, its epochs and its steps."""
@@ -342,6 +328,13 @@ class Population:
         if generator is None:
             raise ValueError(f"slot must be taken, but {slot} is free.")
         return generator.get_state(), self._epochs[slot], int(self._program.steps[slot])
+
+    def _set_place(self, slot: int, state: Tensor, epoch: int, step: int) -> None:
+        self._generators[slot] = generator = torch.Generator(self._device)
+        generator.set_state(state)
+        self._epochs[slot] = epoch
+        self._program.steps[slot] = step
+        self._forget(slot)
 
     def compact(self, keep: Sequence[int]) -> None:
         """Keep these slots only: slot ``i`` is then the former ``keep[i]``."""
@@ -379,15 +372,10 @@ class Population:
 
         Its hyperparameters stay as they were admitted.
         """
-        generator = self._generators[slot]
-        if generator is None:
-            raise ValueError(f"slot must be taken, but {slot} is free.")
+        self._place_of(slot)
         self._program.weights.load(slot, state["model"], state["buffers"])
         self._program.optimizers.load(slot, state["optimizer"])
-        generator.set_state(state["generator"])
-        self._epochs[slot] = state["epoch"]
-        self._program.steps[slot] = state["step"]
-        self._forget(slot)
+        self._set_place(slot, state["generator"], state["epoch"], state["step"])
 
     @torch.no_grad()
     def check(self, slots: Sequence[int], x: Tensor) -> None:

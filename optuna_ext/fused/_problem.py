@@ -228,6 +228,14 @@ def last_epoch(problem: Problem, hyperparameters: Any, *, start: int) -> int:
     return within[-1]
 
 
+@torch.no_grad()
+def is_rowwise(problem: Problem, member: Member, x: Tensor, y: Tensor) -> bool:
+    """Find out whether the loss gives one number per row."""
+    outputs = member.model.eval()(x[:2].cpu())
+    member.model.train()
+    return problem.loss(outputs, y[:2].cpu(), **member.hyper).dim() > 0
+
+
 def _batch_size(problem: Problem, hyperparameters: Any) -> int | None:
     if callable(problem.batch_size):
         return problem.batch_size(hyperparameters)

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from collections.abc import Sequence
 from functools import partial
 import logging
-import math
 from typing import Any
 
 import optuna
@@ -25,6 +24,7 @@ from optuna_ext.fused._parents import Parent
 from optuna_ext.fused._parents import Parents
 from optuna_ext.fused._parents import States
 from optuna_ext.fused._problem import folds_on
+from optuna_ext.fused._problem import is_rowwise
 from optuna_ext.fused._problem import last_epoch
 from optuna_ext.fused._problem import member_of
 from optuna_ext.fused._problem import metrics_of
@@ -239,14 +239,9 @@ class Trainer:
         return results
 
     def _is_rowwise(self, training: Training) -> bool:
-        """Find out whether the loss gives one number per row."""
         if self._rowwise is None:
-            member = training.members[0]
-            x, y = (rows[:2].cpu() for rows in self._folds[0].train)
-            with torch.no_grad():
-                losses = self._problem.loss(member.model.eval()(x), y, **member.hyper)
-            member.model.train()
-            self._rowwise = losses.dim() > 0
+            x, y = self._folds[0].train
+            self._rowwise = is_rowwise(self._problem, training.members[0], x, y)
         return self._rowwise
 
     def step(self) -> list[Result]:
@@ -300,21 +295,11 @@ class Trainer:
         valid: Mapping[str, float],
         test: Mapping[str, float],
     ) -> Result:
-        name, value = next(iter(valid.items()))
-        reason = None
-        if not math.isfinite(loss + sum(valid.values())):
-            shown = " and ".join(f"the validation {name} {value}" for name, value in valid.items())
-            reason = (
-                f"diverged in epoch {training.epoch}: the training loss is {loss} and {shown}."
-            )
-        elif training.is_candidate:
-            notes = {"train_loss": loss}
-            notes |= {f"valid_{name}": value for name, value in valid.items()}
-            notes |= {f"test_{name}": value for name, value in test.items()}
-            training.keep(value, notes)
+        reason = training.take_in(loss, valid, test)
         is_over = training.is_over or reason is not None
         if is_over:
             self._end(group, training, failed=reason is not None)
+        value = next(iter(valid.values()))
         return Result.of(training, value=value, is_over=is_over, reason=reason)
 
     def _end(
@@ -330,6 +315,7 @@ class Trainer:
         if training in self._queue:
             self._queue.remove(training)
             del self._trainings[trial.number]
+            self._parents.serve(training)
             return
         group = next(group for group in self._groups.values() if training in group.slots)
         self._end(group, training, is_paused=True)

@@ -88,7 +88,21 @@ class Training:
         """Whether the value of this epoch is reported."""
         return self.candidates is None or self.epoch in self.candidates
 
-    def keep(self, value: float, notes: Mapping[str, float]) -> None:
+    def take_in(
+        self, loss: float, valid: Mapping[str, float], test: Mapping[str, float]
+    ) -> str | None:
+        """Record what an epoch gave, metric by metric; return why it has failed, if it has."""
+        if not math.isfinite(loss + sum(valid.values())):
+            shown = " and ".join(f"the validation {name} {value}" for name, value in valid.items())
+            return f"diverged in epoch {self.epoch}: the training loss is {loss} and {shown}."
+        if self.is_candidate:
+            notes = {"train_loss": loss}
+            notes |= {f"valid_{name}": value for name, value in valid.items()}
+            notes |= {f"test_{name}": value for name, value in test.items()}
+            self._keep(next(iter(valid.values())), notes)
+        return None
+
+    def _keep(self, value: float, notes: Mapping[str, float]) -> None:
         """Compare what a candidate gives with the best so far; of equals, that stays."""
         best = None if self.candidates is None else self.value
         if best is not None and not (value > best if self.maximize else value < best):

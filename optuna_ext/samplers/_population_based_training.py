@@ -291,19 +291,10 @@ class PopulationBasedTrainingSampler(BaseSampler):
         self._asked.discard(study, trial)
 
     def n_ready(self, study: Study, n: int) -> int:
-        """Return how many of the next trials can be asked for before others are told.
+        """Return how many of the next ``n`` trials can be asked for before others are told.
 
-        Who trains several trials at once asks for no more than these: any other one would have to
-        wait for them, or not know them.
-
-        Args:
-            study:
-                The study.
-            n:
-                How many trials to look at.
-
-        Returns:
-            A number up to ``n``; 0 if even the next one depends on a trial that is running.
+        Who trains several at once asks for no more: the next would have to wait for those that
+        are running. It is 0 if even the first would.
         """
         table = self._read(study)
         coming = table.coming(n)

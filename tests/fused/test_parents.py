@@ -156,6 +156,25 @@ class TestPopulationBasedTraining:
             assert fused.interrupted(ours, tmp_path / "run.pt") == 0
         toy.assert_same(ours, self.one_by_one(toy, about))
 
+    @pytest.mark.parametrize("epochs", [2, 3])
+    def test_another_trainer_goes_on(self, toy: Any, epochs: int) -> None:
+        """Between two generations and in the middle of one."""
+        study = toy.new_study(sampler=population())
+        about = toy.problem(suggest=self.suggest, interval=2)
+        trainer = fused.Trainer(about, slots=4, device="cpu", engine="vmap")
+        for epoch in range(8):
+            if epoch == epochs:
+                state, running = trainer.state_dict(), trainer.trials
+                trainer = fused.Trainer(about, slots=4, device="cpu", engine="vmap")
+                assert trainer.load_state_dict(state, running) == []
+            if not trainer.trials:
+                trainer.add([study.ask() for _ in range(4)])
+            for result in trainer.step():
+                result.trial.report(result.value, result.step)
+                if result.is_over:
+                    study.tell(result.trial, result.final_value)
+        toy.assert_same(study, self.one_by_one(toy, about))
+
     def test_the_nearest_ancestor_after_a_crash(self, toy: Any, tmp_path: Path) -> None:
         """Generations that a checkpoint does not know are lost, but nobody fails."""
         study = toy.new_study(sampler=population())
