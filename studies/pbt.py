@@ -9,6 +9,10 @@ MNIST on two GPUs; the data are downloaded when they are not in ``--data-dir``::
 
     python -m studies.pbt mnist --amp --devices cuda:0,cuda:1
 
+The whole population as one program, which copies weights on the device::
+
+    python -m studies.pbt digits --fused
+
 The size for a quick look::
 
     python -m studies.pbt digits --study quick --population 4 --interval 1 --generations 3
@@ -22,6 +26,7 @@ and ``checkpoints``, where to find its parent's weights; see ``optuna_ext.Checkp
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from collections.abc import Sequence
 from dataclasses import replace
 from enum import StrEnum
@@ -41,6 +46,7 @@ from studies._command import run_plan
 from studies._command import take_options
 from studies._errors import UserError
 from studies._family_tree import family_tree
+from studies._fused import run_fused
 from studies._job import connect_to_read
 from studies._job import storage_file
 from studies._objective import find_objective
@@ -87,6 +93,9 @@ def _command(
         list[str] | None,
         typer.Option(help="name=value for the objective; repeatable."),
     ] = None,
+    fused: Annotated[
+        bool, typer.Option("--fused", help="Train the whole population as one program.")
+    ] = False,
     **values: Any,
 ) -> int:
     options = take_options({**values, "trials": population * generations, "epochs": None})
@@ -109,10 +118,12 @@ def _command(
         study=name,
         storage=options.storage or str(Path("runs", f"{objective.name}.db")),
     )
-    options = replace(options, checkpoints=options.checkpoints or _checkpoints(options, name))
+    if not fused:
+        options = replace(options, checkpoints=options.checkpoints or _checkpoints(options, name))
     plan = _plan(options, objective, arguments={**arguments, "interval": interval})
     _check_population(plan, population)
-    code = run_plan(plan, as_json=options.json)
+    run = _fused_run(plan, options, objective, slots=population) if fused else None
+    code = run_plan(plan, as_json=options.json, run=run)
     path = save_chart(plan, family_tree, name="family-tree")
     if path is not None and not options.json:
         typer.echo(f"Family tree: {path}")
@@ -128,7 +139,7 @@ def _plan(options: Options, objective: Objective, *, arguments: dict[str, Any]) 
         )
     plan = make_plan(options, objective, arguments=arguments, directions=objective.directions)
     try:
-        objective.rehearse(plan.job.arguments)
+        objective.rehearse({"checkpoints": ":memory:", **plan.job.arguments})
         if objective.target.startswith("objectives."):
             import torch
 
@@ -138,6 +149,14 @@ def _plan(options: Options, objective: Objective, *, arguments: dict[str, Any]) 
     except (ValueError, OSError) as error:
         raise UserError(str(error)) from error
     return replace(plan, more="--generations")
+
+
+def _fused_run(
+    plan: Plan, options: Options, objective: Objective, *, slots: int
+) -> Callable[..., bool]:
+    if not objective.target.startswith("objectives."):
+        raise UserError(f"--fused needs one of {', '.join(_OURS)}, not {objective.target!r}")
+    return run_fused(plan, options, objective, _module(objective), slots=slots)
 
 
 def _module(objective: Objective) -> Any:

@@ -34,6 +34,7 @@ from optuna_ext.fused._problem import Problem
 from optuna_ext.fused._progress import Progress
 from optuna_ext.fused._trainer import Trainer
 from optuna_ext.fused._training import Result
+from optuna_ext.samplers import _host
 from optuna_ext.samplers import PopulationBasedTrainingSampler
 
 
@@ -77,6 +78,7 @@ def optimize(
     timeout: float | None = None,
     catch: Iterable[type[Exception]] | type[Exception] = (),
     callbacks: Sequence[Callable[[Study, FrozenTrial], None]] = (),
+    after_epoch: Callable[[int, int], None] | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
     checkpoint_interval: float = 60.0,
     show_progress_bar: bool = False,
@@ -127,6 +129,9 @@ def optimize(
         callbacks:
             ``callback(study, trial)``, called with each trial that has ended;
             ``study.stop()`` in it begins no more.
+        after_epoch:
+            ``after_epoch(trials, model_steps)``, called with the numbers of trials that have ended
+            and of optimizer steps taken so far.
         checkpoint:
             A file to which all trials in training are written now and then. After a crash the
             same call goes on from there: trials in training continue, and ``n_trials`` counts
@@ -208,7 +213,8 @@ def optimize(
         one_thread(trainer.device),
         Progress(n_trials, enabled=show_progress_bar) as progress,
     ):
-        loop = _Loop(fast, trainer, file, callbacks=callbacks, progress=progress)
+        watchers = [progress.update, *([after_epoch] if after_epoch else [])]
+        loop = _Loop(fast, trainer, file, callbacks=callbacks, watchers=watchers)
         loop.run(n_trials, deadline=None if timeout is None else time.monotonic() + timeout)
     return Summary(
         trials=loop.n_ended,
@@ -248,13 +254,13 @@ class _Loop:
         checkpoint: Checkpoint,
         *,
         callbacks: Sequence[Callable[[Study, FrozenTrial], None]],
-        progress: Progress,
+        watchers: Sequence[Callable[[int, int], None]],
     ) -> None:
         self._study = study
         self._trainer = trainer
         self._checkpoint = checkpoint
         self._callbacks = callbacks
-        self._progress = progress
+        self._watchers = watchers
         self._asked: dict[int, Trial] = {}  # and not told, by number
         self._reported: dict[int, int] = {}  # the last steps, by number
         self.engines: dict[str, str] = {}
@@ -265,17 +271,18 @@ class _Loop:
             left = n_trials - self._resume()
             while True:
                 in_time = deadline is None or time.monotonic() < deadline
-                if in_time and not _study.is_stopped(self._study):
+                if in_time and not _host.is_stopped(self._study):
                     n = self._n_ready(min(left, self._trainer.room))
                     left -= n
                     self._tell(self._trainer.add(self._ask(n)))
                 if not self._trainer.trials:
-                    if left and in_time and not _study.is_stopped(self._study):
+                    if left and in_time and not _host.is_stopped(self._study):
                         continue  # those added have ended before they began
                     break
                 self._tell(self._trainer.step())
                 self.engines |= self._trainer.engines
-                self._progress.update(self.n_ended, self._trainer.model_steps)
+                for watcher in self._watchers:
+                    watcher(self.n_ended, self._trainer.model_steps)
                 self._checkpoint.write_if_due(self._study, self._trainer)
         except BaseException:
             if not self._checkpoint:  # else another process goes on with them
@@ -293,7 +300,7 @@ class _Loop:
         mine = _trials_of(self._study, self._checkpoint)
         running = [t for t in mine if t.state == TrialState.RUNNING]
         self._reported = {t.number: t.last_step or 0 for t in running}
-        self._asked = {t.number: _study.go_on_with(self._study, t) for t in running}
+        self._asked = {t.number: _host.go_on_with(self._study, t) for t in running}
         self._tell(self._trainer.load_state_dict(state, [*self._asked.values()]))
         return len(mine)
 
@@ -326,7 +333,7 @@ class _Loop:
         self.n_ended += len(ended)
         for result in ended:
             for callback in self._callbacks:
-                callback(self._study, _study.frozen(result.trial))
+                callback(self._study, _host.stored(result.trial))
 
     def _report(self, result: Result) -> bool:
         """Report a value, unless it was before a crash."""

@@ -31,10 +31,10 @@ from optuna_ext.fused._problem import metrics_of
 from optuna_ext.fused._problem import number_of
 from optuna_ext.fused._problem import Problem
 from optuna_ext.fused._signature import signature
-from optuna_ext.fused._study import frozen
 from optuna_ext.fused._training import Result
 from optuna_ext.fused._training import Training
 from optuna_ext.lineage import resumed_from
+from optuna_ext.samplers import _host
 
 
 _logger = logging.getLogger(__name__)
@@ -190,7 +190,7 @@ class Trainer:
         seed = problem.seed(trial) if callable(problem.seed) else problem.seed
         build = partial(member_of, problem, hyperparameters, seed)
         members = [build() for _ in self._folds]
-        stored = frozen(trial)  # samplers note what the trial itself does not know
+        stored = _host.stored(trial)
         origin = resumed_from(stored) if is_known else self._parents.origin_of(trial, stored)
         parent, start = origin or (None, 0)
         training = Training(
