@@ -273,7 +273,7 @@ class Population:
         """
         wide = torch.float32 if self._device.type == "mps" else torch.float64
         totals = {name: x.new_zeros(self.slots, dtype=wide) for name in metrics}
-        at_once = max(1, min(_ROWS_AT_ONCE, _MEMBER_ROWS_AT_ONCE // self.slots))
+        at_once = rows_at_once(self.slots)
         engine = self._running
         for rows, targets in zip(torch.split(x, at_once), torch.split(y, at_once), strict=True):
             outputs = engine.outputs(rows)
@@ -405,3 +405,8 @@ class Population:
                     f"members must differ in parameters and buffers only, but the outputs of the "
                     f"one in slot {slot} are not those of its own module."
                 )
+
+
+def rows_at_once(slots: int) -> int:
+    """Return how many rows so many members evaluate at once."""
+    return max(1, min(_ROWS_AT_ONCE, _MEMBER_ROWS_AT_ONCE // slots))
