@@ -156,6 +156,8 @@ def _train(
     except ValueError as error:
         raise UserError(str(error)) from error
     progress.say(_speed(summary.trials, summary.model_steps, summary.seconds))
+    megabytes = summary.bytes_per_slot / 1e6
+    progress.say(f"{summary.slots} slots of {megabytes:.3g} MB for the largest network")
     for name, reason in summary.engines.items():
         progress.say(f"engine {name}: {reason}")
     return True

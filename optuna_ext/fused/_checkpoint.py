@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 import os
 from pathlib import Path
 import pickle
@@ -7,6 +9,8 @@ import time
 from typing import Any
 import uuid
 
+from filelock import FileLock  # comes with torch
+from filelock import Timeout
 from optuna.study import Study
 import torch
 
@@ -14,6 +18,29 @@ from optuna_ext.fused._trainer import Trainer
 
 
 _VERSION = 2
+
+
+@contextmanager
+def locked(path: str | os.PathLike[str] | None) -> Iterator[None]:
+    """Keep other processes from using a checkpoint.
+
+    Raises:
+        RuntimeError: If one does.
+    """
+    if path is None:
+        yield
+        return
+    lock = FileLock(f"{os.fspath(path)}.lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise RuntimeError(
+            f"checkpoint {os.fspath(path)!r} must be of one process, but another one uses it."
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 class Checkpoint:

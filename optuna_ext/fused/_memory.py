@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from collections.abc import Mapping
+from collections.abc import Sequence
 import copy
 from typing import Any
 import weakref
@@ -14,6 +15,8 @@ from torch.utils._pytree import tree_leaves
 from optuna_ext.fused._member import Member
 from optuna_ext.fused._population import Population
 from optuna_ext.fused._population import rows_at_once
+from optuna_ext.fused._problem import Fold
+from optuna_ext.fused._training import Training
 
 
 _FEW, _MORE = 8, 12  # members of the two trials: of fewer, the first check would count more
@@ -95,8 +98,44 @@ def _peak(
             population.admit(slot, copy.deepcopy(member))
         population.train_epoch(*train)
         if valid is not None:
-            population.evaluate(*valid, {"loss": loss})
+            population.evaluate(*valid, {"any": lambda outputs, _: outputs.flatten(1).sum(1)})
     return live.peak
+
+
+class Footprint:
+    """Predicts the memory of a slot of the largest network that is trained.
+
+    Args:
+        folds: The rows.
+        loss: As for :class:`~optuna_ext.fused.Population`.
+        amp: As for :class:`~optuna_ext.fused.Population`.
+    """
+
+    def __init__(self, folds: Sequence[Fold], *, loss: Callable[..., Tensor], amp: bool) -> None:
+        self._folds = folds
+        self._loss = loss
+        self._amp = amp
+        self._largest: tuple[int, Callable[[], Member], str] | None = None
+
+    def see(self, training: Training, engine: str) -> None:
+        """Take note of a network in training."""
+        if self._largest is None or training.n_parameters > self._largest[0]:
+            self._largest = training.n_parameters, training.build, engine
+
+    def predict(self, slots: int) -> int:
+        """Return how many bytes each of so many slots takes; 0 if nothing was trained.
+
+        All folds keep their weights, but one at a time its activations; for simplicity, and to be
+        on the safe side, both count for each.
+        """
+        if self._largest is None:
+            return 0
+        _, build, engine = self._largest
+        x, y = self._folds[0].train
+        settings: dict[str, Any] = {"loss": self._loss, "engine": engine, "amp": self._amp}
+        valid = self._folds[0].valid
+        one = memory_per_member(build(), x, y, valid=valid, slots=slots, **settings)
+        return len(self._folds) * one
 
 
 class _Live(TorchDispatchMode):  # type: ignore[no-untyped-call]

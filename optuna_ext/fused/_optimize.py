@@ -18,6 +18,9 @@ from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Sequence
 from dataclasses import dataclass
+from dataclasses import field
+from functools import cached_property
+from functools import partial
 import os
 import time
 
@@ -29,6 +32,7 @@ import torch
 
 from optuna_ext.fused import _study
 from optuna_ext.fused._checkpoint import Checkpoint
+from optuna_ext.fused._checkpoint import locked
 from optuna_ext.fused._devices import one_thread
 from optuna_ext.fused._problem import Problem
 from optuna_ext.fused._progress import Progress
@@ -56,6 +60,8 @@ class Summary:
             How many trials there was room for in the end.
         engines:
             The engines in use in the end, and a sentence on each that says why.
+        predict_memory:
+            Gives :attr:`bytes_per_slot`.
     """
 
     trials: int
@@ -63,6 +69,15 @@ class Summary:
     seconds: float
     slots: int
     engines: dict[str, str]
+    predict_memory: Callable[[], int] = field(repr=False, compare=False)
+
+    @cached_property
+    def bytes_per_slot(self) -> int:
+        """How much memory a slot of the largest network takes, to within about a fifth.
+
+        It is predicted by :func:`~optuna_ext.fused.memory_per_member` when it is first asked for.
+        """
+        return self.predict_memory()
 
 
 def optimize(
@@ -148,6 +163,7 @@ def optimize(
     Raises:
         ValueError: If an argument is out of its range, the study has several objectives, or the
             checkpoint is not one of this study.
+        RuntimeError: If another process uses the checkpoint.
 
     Example:
         .. code-block:: python
@@ -196,32 +212,34 @@ def optimize(
             "reported per epoch."
         )
     caught = tuple(catch) if isinstance(catch, Iterable) else (catch,)
-    file = Checkpoint(checkpoint, interval=checkpoint_interval)
-    file.check(study)
-    trainer = Trainer(
-        problem,
-        slots=slots,
-        device=device,
-        engine=engine,
-        amp=amp,
-        compile=compile,
-        catch=caught,
-    )
-    started = time.perf_counter()
-    with (
-        _study.running(study) as fast,
-        one_thread(trainer.device),
-        Progress(n_trials, enabled=show_progress_bar) as progress,
-    ):
-        watchers = [progress.update, *([after_epoch] if after_epoch else [])]
-        loop = _Loop(fast, trainer, file, callbacks=callbacks, watchers=watchers)
-        loop.run(n_trials, deadline=None if timeout is None else time.monotonic() + timeout)
+    with locked(checkpoint):
+        file = Checkpoint(checkpoint, interval=checkpoint_interval)
+        file.check(study)
+        trainer = Trainer(
+            problem,
+            slots=slots,
+            device=device,
+            engine=engine,
+            amp=amp,
+            compile=compile,
+            catch=caught,
+        )
+        started = time.perf_counter()
+        with (
+            _study.running(study) as fast,
+            one_thread(trainer.device),
+            Progress(n_trials, enabled=show_progress_bar) as progress,
+        ):
+            watchers = [progress.update, *([after_epoch] if after_epoch else [])]
+            loop = _Loop(fast, trainer, file, callbacks=callbacks, watchers=watchers)
+            loop.run(n_trials, deadline=None if timeout is None else time.monotonic() + timeout)
     return Summary(
         trials=loop.n_ended,
         model_steps=trainer.model_steps,
         seconds=time.perf_counter() - started,
         slots=trainer.slots,
         engines=loop.engines,
+        predict_memory=partial(trainer.footprint.predict, trainer.slots),
     )
 
 

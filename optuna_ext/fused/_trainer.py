@@ -19,6 +19,7 @@ from optuna_ext.fused._devices import release_memory
 from optuna_ext.fused._devices import resolve_device
 from optuna_ext.fused._group import Group
 from optuna_ext.fused._group import Settings
+from optuna_ext.fused._memory import Footprint
 from optuna_ext.fused._parents import LostParentError
 from optuna_ext.fused._parents import Parent
 from optuna_ext.fused._parents import Parents
@@ -130,6 +131,8 @@ class Trainer:
         self._trainings: dict[int, Training] = {}  # by number
         self._queue: list[Training] = []  # of them, without a slot
         self._parents = Parents()
+        self.footprint = Footprint(self._folds, loss=problem.loss, amp=amp)
+        """Predicts the memory of a slot."""
         self._orders = torch.Generator(self.device)
         self._rowwise: bool | None = None
 
@@ -278,6 +281,7 @@ class Trainer:
         for training in active.values():
             training.epoch += 1
             self.model_steps += training.steps_per_epoch
+        self.footprint.see(next(iter(active.values())), group.populations[0].engine)
         has_test = self._folds[0].test is not None
         test: dict[str, list[float]] = {}
         if has_test and any(training.is_candidate for training in active.values()):

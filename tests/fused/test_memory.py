@@ -87,11 +87,11 @@ def peak_of(work: Callable[[], None], device: str) -> int:
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         work()
-        return torch.cuda.max_memory_allocated() - before
+        return int(torch.cuda.max_memory_allocated() - before)
     with torch.profiler.profile(profile_memory=True) as profiler:
         work()
     assert profiler.profiler is not None
     assert profiler.profiler.kineto_results is not None
     events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
     events.sort(key=lambda event: event.start_ns())
-    return max(itertools.accumulate(event.nbytes() for event in events))
+    return max(itertools.accumulate(int(event.nbytes()) for event in events))

@@ -306,6 +306,7 @@ def test_the_bar(toy: Any, capsys: pytest.CaptureFixture[str]) -> None:
     toy.run(4, show_progress_bar=True)
     shown = capsys.readouterr().err
     assert "4/4" in shown
+    assert " trials/s" in shown
     assert "model steps/s" in shown
 
 
@@ -314,6 +315,7 @@ def test_no_time_is_lost_at_the_end(toy: Any) -> None:
     summary = fused.optimize(toy.new_study(), toy.problem(), 4, device="cpu")
     assert 0 < summary.seconds <= time.perf_counter() - began
     assert summary.trials == 4
+    assert 1_000 < summary.bytes_per_slot < 500_000
     assert summary.model_steps == sum(
         toy.EPOCHS * math.ceil(120 / size)
         for size in (t.params["batch_size"] for t in toy.run(4).trials)

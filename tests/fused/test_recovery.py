@@ -7,6 +7,7 @@ import sys
 import textwrap
 from typing import Any
 
+from filelock import FileLock
 import optuna
 from optuna.storages import RDBStorage
 from optuna.trial import TrialState
@@ -135,3 +136,9 @@ class TestStorage:
         torch.save({"version": 2, "run": "x", "state": {}, "study": "other"}, path)
         with pytest.raises(ValueError, match="but it is of 'other'"):
             toy.run(1, checkpoint=path)
+
+    def test_a_checkpoint_is_of_one_process(self, toy: Any, tmp_path: Path) -> None:
+        path = tmp_path / "run.pt"
+        with FileLock(f"{path}.lock"), pytest.raises(RuntimeError, match="must be of one process"):
+            toy.run(1, checkpoint=path)
+        assert len(toy.run(1, checkpoint=path).trials) == 1
