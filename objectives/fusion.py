@@ -90,6 +90,7 @@ def problem(
         passes=lambda recipe: recipe.passes_per_epoch,
         interval=interval,
         best_of=task.best_of,
+        notes=task.notes,
         seed=seed,
     )
 

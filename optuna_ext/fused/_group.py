@@ -184,8 +184,8 @@ class Group:
         ]
         return _means(torch.stack(losses))
 
-    def evaluate(self, part: Literal["valid", "test"]) -> dict[str, list[float]]:
-        """Return the metrics by slot."""
+    def evaluate(self, part: Literal["valid", "test"]) -> list[dict[str, float]]:
+        """Return the metrics of each slot."""
         found = []
         for population, fold in zip(self.populations, self._folds, strict=True):
             x, y = (fold.valid if part == "valid" else fold.test) or fold.valid
@@ -193,7 +193,8 @@ class Group:
         names = [*self._settings.metrics]
         stacked = torch.stack([values[name].double() for values in found for name in names])
         table = stacked.view(len(found), len(names), -1).cpu()  # one copy from the device
-        return {name: _means(table[:, column]) for column, name in enumerate(names)}
+        columns = [_means(table[:, column]) for column in range(len(names))]
+        return [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
 
 
 def _means(folds: Tensor) -> list[float]:

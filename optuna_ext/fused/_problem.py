@@ -93,6 +93,9 @@ class Problem:
             ``best_epoch`` says which, the first of equals. Only they are reported, and training
             ends with the last of them that is within ``epochs``. By default the last epoch gives
             the value.
+        notes:
+            ``notes(attributes)``: makes more user attributes of those that are recorded with the
+            value of a trial.
         order:
             ``"own"``: every trial goes through the rows in an order of its own, which follows
             from its seed. ``"shared"``: all that train together share one, which is faster for
@@ -121,6 +124,7 @@ class Problem:
     schedule: Callable[[Any], Callable[[int], float]] | None = None
     loss_arguments: Callable[[Any], Mapping[str, float]] | None = None
     best_of: Sequence[int] | None = None
+    notes: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None
     order: Literal["own", "shared"] = "own"
     seed: int | Callable[[Trial], int] = 0
 
@@ -209,6 +213,11 @@ def _per_row(metric: Callable[..., Tensor], outputs: Tensor, y: Tensor) -> Tenso
 def number_of(value: int | Callable[[Any], int], hyperparameters: Any) -> int:
     """Return a number that may differ by trial."""
     return value(hyperparameters) if callable(value) else value
+
+
+def n_parameters(member: Member) -> int:
+    """Return how many weights and biases a network has."""
+    return sum(parameter.numel() for parameter in member.model.parameters())
 
 
 def last_epoch(problem: Problem, hyperparameters: Any, *, start: int) -> int:

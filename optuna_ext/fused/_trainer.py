@@ -12,7 +12,6 @@ import optuna
 from optuna.study import StudyDirection
 from optuna.trial import Trial
 import torch
-from torch import nn
 
 from optuna_ext.fused._devices import is_out_of_memory
 from optuna_ext.fused._devices import release_memory
@@ -29,6 +28,7 @@ from optuna_ext.fused._problem import is_rowwise
 from optuna_ext.fused._problem import last_epoch
 from optuna_ext.fused._problem import member_of
 from optuna_ext.fused._problem import metrics_of
+from optuna_ext.fused._problem import n_parameters
 from optuna_ext.fused._problem import number_of
 from optuna_ext.fused._problem import Problem
 from optuna_ext.fused._signature import signature
@@ -174,8 +174,9 @@ class Trainer:
                     raise ValueError(f"trials must be no more than the {self.slots} slots.")
                 try:
                     training = self._begin(trial)
-                    if training.is_over:  # by its parent
-                        results.append(self._leave(training))
+                    if training.is_over:  # its parent has trained it all
+                        self._parents.serve(self._trainings.pop(trial.number))
+                        results.append(Result(trial=trial, final_value=training.value))
                     else:
                         trainings.append(training)
                 except optuna.TrialPruned:
@@ -206,20 +207,14 @@ class Trainer:
             candidates=problem.best_of,
             maximize=trial.study.direction == StudyDirection.MAXIMIZE,
             device=str(self.device),
-            n_parameters=stored.user_attrs.get("n_parameters", _count(members[0].model)),
+            n_parameters=stored.user_attrs.get("n_parameters", n_parameters(members[0])),
+            more_notes=problem.notes,
             noted=stored.user_attrs,
             parent=parent,
         )
         self._parents.begin(training, is_known=is_known)
         self._trainings[trial.number] = training
         return training
-
-    def _leave(self, training: Training) -> Result:
-        """End a trial that has nothing left to train."""
-        del self._trainings[training.trial.number]
-        self._parents.serve(training)
-        value = training.value
-        return Result(trial=training.trial, step=training.epoch, final_value=value)
 
     def _place(self, trainings: Sequence[Training]) -> list[Result]:
         """Give slots to trials, group by group."""
@@ -283,11 +278,11 @@ class Trainer:
             self.model_steps += training.steps_per_epoch
         self.footprint.see(next(iter(active.values())), group.populations[0].engine)
         has_test = self._folds[0].test is not None
-        test: dict[str, list[float]] = {}
+        test: list[dict[str, float]] = [{} for _ in valid]
         if has_test and any(training.is_candidate for training in active.values()):
             test = group.evaluate("test")
         return [
-            self._result(group, training, losses[slot], _column(valid, slot), _column(test, slot))
+            self._result(group, training, losses[slot], valid[slot], test[slot])
             for slot, training in active.items()
         ]
 
@@ -406,11 +401,3 @@ class Trainer:
                     training.load(entry["progress"])
                     group.load(slot, entry["states"])
         return results
-
-
-def _count(model: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in model.parameters())
-
-
-def _column(metrics: Mapping[str, Sequence[float]], slot: int) -> dict[str, float]:
-    return {name: values[slot] for name, values in metrics.items()}

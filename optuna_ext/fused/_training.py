@@ -32,6 +32,7 @@ class Training:
         maximize: Whether more is better.
         device: Where.
         n_parameters: How many weights and biases a network has.
+        more_notes: Makes more of what is recorded.
         noted: User attributes that it began with.
         parent: The number of the trial whose weights it goes on with.
         epoch: The epoch reached so far: at first that of the parent.
@@ -49,6 +50,7 @@ class Training:
     maximize: bool
     device: str
     n_parameters: int
+    more_notes: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None
     noted: Mapping[str, Any] = field(default_factory=dict)
     parent: int | None = None
     epoch: int = 0
@@ -175,6 +177,7 @@ class Result:
             }
         if self.final_value is not None and self.training is not None:
             notes |= self.training.notes
+            notes |= self.training.more_notes(notes) if self.training.more_notes else {}
         return notes | ({} if self.reason is None else {"reason": self.reason})
 
 
