@@ -130,7 +130,7 @@ class Parents:
     def serve(self, training: Training) -> Parent | None:
         """Return what a trial that has begun goes on from; from then on it needs it no more."""
         number = self._awaited.pop(training.trial.number, None)
-        return None if number is None else self._known[number]
+        return None if number is None else self._known.get(number)  # which may be lost by now
 
     def end(self, training: Training, *, is_paused: bool, failed: bool) -> None:
         """Take note of a trial that has ended."""
