@@ -130,7 +130,7 @@ def objective(
 
     if amp:
         raise ValueError("amp must be False, because the cats are trained in float64.")
-    value = fit(
+    return fit(
         trial,
         task(
             protocol=protocol,
@@ -146,9 +146,6 @@ def objective(
         checkpoints=checkpoints,
         interval=interval,
     )
-    if "best_epoch" in trial.user_attrs:
-        trial.set_user_attr("iterations", STEPS * trial.user_attrs["best_epoch"])
-    return value
 
 
 def task(
@@ -188,6 +185,7 @@ def task(
         recipe=recipe,
         data=lambda where: [part.to(where) for part in parts],
         best_of=[int(level) // STEPS for level in LEVELS["iterations"]] if fidelity else None,
+        notes=(lambda notes: {"iterations": STEPS * notes["best_epoch"]}) if fidelity else None,
     )
 
 

@@ -29,7 +29,12 @@ from optuna_ext.fused import Problem
 
 
 def problem(
-    task: Task, *, epochs: int, device: str | torch.device = "auto", seed: int = 0
+    task: Task,
+    *,
+    epochs: int,
+    device: str | torch.device = "auto",
+    seed: int = 0,
+    interval: int | None = None,
 ) -> Problem:
     """Return a problem whose trials compute and record what ``objectives.training.fit`` does.
 
@@ -42,9 +47,12 @@ def problem(
             Where; see :func:`objectives.training.resolve_device`.
         seed:
             Fixes what is random in the training.
+        interval:
+            Epochs to train beyond those of the parent, instead of ``epochs`` in total; not where
+            a recipe has ``max_epochs``.
 
     Raises:
-        ValueError: If ``epochs`` is below 1 or this machine has no such device.
+        ValueError: If ``epochs`` or ``interval`` is below 1 or this machine has no such device.
     """
     if epochs < 1:
         raise ValueError(f"epochs must be at least 1, but it is {epochs}.")
@@ -53,6 +61,11 @@ def problem(
 
     def suggest(trial: Trial) -> Recipe:
         recipe = task.recipe(task.hyperparameters(trial))
+        if interval is not None and recipe.max_epochs is not None:
+            raise ValueError(
+                "interval must be None where the parameters of a trial decide how long it trains, "
+                f"but it is {interval}."
+            )
         if recipe.n_parameters is not None:
             trial.set_user_attr("n_parameters", recipe.n_parameters)
         return recipe
@@ -75,7 +88,9 @@ def problem(
         epochs=lambda recipe: min(epochs, recipe.max_epochs or epochs),
         batch_size=lambda recipe: recipe.batch_size,
         passes=lambda recipe: recipe.passes_per_epoch,
+        interval=interval,
         best_of=task.best_of,
+        notes=task.notes,
         seed=seed,
     )
 

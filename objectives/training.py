@@ -96,6 +96,8 @@ class Task:
             Epochs, in increasing order, of which the best gives the value; the user attribute
             ``best_epoch`` says which, the first of equals. Training ends with the last of them
             that is within its epochs. By default the last epoch gives the value.
+        notes:
+            Makes more user attributes of those that a trial with a value has.
     """
 
     hyperparameters: Callable[[BaseTrial], dict[str, Any]]
@@ -103,6 +105,7 @@ class Task:
     data: Callable[[torch.device], Sequence[Data]]
     metric: Literal["accuracy", "error"] = "accuracy"
     best_of: Sequence[int] | None = None
+    notes: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None
 
 
 def fit(
@@ -184,7 +187,10 @@ def fit(
         training = _Training(trial, runs, store, metric=task.metric, artifacts=artifacts)
         last = epochs if interval is None else training.run.start + interval
         last = min(last, recipe.max_epochs or last)
-        return training.train(last, best_of=_up_to(last, task.best_of))
+        value = training.train(last, best_of=_up_to(last, task.best_of))
+        for name, note in task.notes(trial.user_attrs).items() if task.notes else ():
+            trial.set_user_attr(name, note)
+        return value
     except _DivergedError as error:
         reason = str(error)
     except (RuntimeError, MemoryError) as error:

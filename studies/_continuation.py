@@ -24,10 +24,10 @@ from studies._plan import Plan
 from studies._plan import study_name
 
 
-_OURS = ("boundaries", "digits", "fashion", "mnist")
+OURS = ("boundaries", "digits", "fashion", "mnist")
 
 Target = Annotated[
-    str, typer.Argument(help=f"{', '.join(_OURS)}, module:function or file.py:function.")
+    str, typer.Argument(help=f"{', '.join(OURS)}, module:function or file.py:function.")
 ]
 
 
@@ -37,11 +37,16 @@ def find_target(target: str) -> Objective:
     Raises:
         UserError: If that is not possible.
     """
-    if target in _OURS:
+    if target in OURS:
         return find_objective(f"objectives.{target}:objective")
     if ":" not in target:
-        raise unknown("objective", target, (*_OURS, "module:function", "file.py:function"))
+        raise unknown("objective", target, (*OURS, "module:function", "file.py:function"))
     return find_objective(target)
+
+
+def is_ours(objective: Objective) -> bool:
+    """Return whether it is one of the project's objectives."""
+    return objective.target.startswith("objectives.")
 
 
 def make_continuation_plan(
@@ -51,6 +56,7 @@ def make_continuation_plan(
     method: str,
     arguments: Mapping[str, Any],
     given: Mapping[str, Any] | None = None,
+    keeps_checkpoints: bool = True,
 ) -> Plan:
     """Check everything, down to the data, before something is written.
 
@@ -61,6 +67,7 @@ def make_continuation_plan(
         method: Ends the study's name.
         arguments: The objective's own arguments.
         given: Arguments that the method gives it.
+        keeps_checkpoints: Whether each trial keeps its own, beside the storage by default.
 
     Raises:
         UserError: If something is wrong.
@@ -73,15 +80,18 @@ def make_continuation_plan(
             )
     storage = options.storage or default_storage(objective)
     study = options.study or f"{study_name(objective, arguments)}-{method}"
-    checkpoints = options.checkpoints or str(file_beside(storage, f"{study}-checkpoints"))
+    options = replace(options, storage=storage, study=study)
+    if keeps_checkpoints and not options.checkpoints:
+        place = file_beside(storage, f"{study}-checkpoints")
+        options = replace(options, checkpoints=str(place))
     plan = make_plan(
-        replace(options, storage=storage, study=study, checkpoints=checkpoints),
+        options,
         objective,
         arguments={**arguments, **given},
         directions=objective.directions,
     )
-    objective.rehearse(plan.job.arguments)
-    if objective.target.startswith("objectives."):
+    objective.rehearse({"checkpoints": ":memory:", **plan.job.arguments})
+    if is_ours(objective):
         _check_data(objective, arguments, data_dir=options.data_dir)
     return plan
 

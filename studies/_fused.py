@@ -16,8 +16,6 @@ from typing import TYPE_CHECKING
 
 from filelock import FileLock
 from filelock import Timeout
-from optuna.study import Study
-from optuna.trial import FrozenTrial
 from optuna.trial import TrialState
 import typer
 
@@ -30,6 +28,7 @@ from studies._job import connect
 from studies._job import file_beside
 from studies._job import Job
 from studies._objective import find_objective
+from studies._objective import Objective
 from studies._options import Options
 from studies._plan import make_plan
 from studies._plan import Plan
@@ -48,23 +47,38 @@ def fused_study(module: ModuleType) -> Callable[..., int]:
 
     def command(options: Options, arguments: Mapping[str, Any], *, slots: _Slots = 256) -> int:
         """Train many trials at once as one program."""
-        if options.workers is not None:
-            raise UserError("--workers must not be given with --fused, whose flag is --slots")
-        if options.ray is not None:
-            raise UserError("--ray must not be given with --fused, which is one process")
         plan = make_plan(options, objective, arguments=arguments, directions=objective.directions)
-        if len(plan.devices) > 1:
-            raise UserError("--device must be one device with --fused")
-        given: dict[str, Any] = {name: p.default for name, p in objective.keywords().items()}
-        given |= plan.job.arguments
-        given["device"] = plan.devices[0] or "auto"
         objective.rehearse(plan.job.arguments)
-        with mistakes_in_a_sentence():
-            problem = _problem(module, given)
-        run = partial(_run, problem=problem, slots=slots, given=given)
+        run = run_fused(plan, options, objective, slots=slots)
         return run_plan(plan, as_json=options.json, run=run)
 
     return command
+
+
+def run_fused(
+    plan: Plan, options: Options, objective: Objective, *, slots: int
+) -> Callable[..., bool]:
+    """Return what runs the trials of a plan together, for ``run_plan``.
+
+    Raises:
+        UserError: If an option has no meaning there, or the objective cannot be trained so.
+    """
+    if options.workers is not None:
+        raise UserError("--workers must not be given with --fused, whose flag is --slots")
+    if options.ray is not None:
+        raise UserError("--ray must not be given with --fused, which is one process")
+    if options.checkpoints is not None:
+        raise UserError(
+            "--checkpoints must not be given with --fused, which keeps one file beside the study"
+        )
+    if len(plan.devices) > 1:
+        raise UserError("--device must be one device with --fused")
+    given: dict[str, Any] = {name: p.default for name, p in objective.keywords().items()}
+    given |= plan.job.arguments
+    given["device"] = plan.devices[0] or "auto"
+    with mistakes_in_a_sentence():
+        problem = _problem(objective.module, given)
+    return partial(_run, problem=problem, slots=slots, given=given)
 
 
 def _problem(module: ModuleType, given: Mapping[str, Any]) -> Problem:
@@ -72,7 +86,7 @@ def _problem(module: ModuleType, given: Mapping[str, Any]) -> Problem:
 
     takes = inspect.signature(module.task).parameters
     task = module.task(**{name: value for name, value in given.items() if name in takes})
-    settings = {name: given[name] for name in ("epochs", "device", "seed")}
+    settings = {name: given[name] for name in ("epochs", "device", "seed", "interval")}
     return fusion.problem(task, **settings)
 
 
@@ -111,9 +125,10 @@ def _train(
     if missing < 1:
         return True
 
-    def look(study: Study, trial: FrozenTrial) -> None:
-        del study, trial
-        progress.update()
+    started = time.perf_counter()
+
+    def look(trials: int, model_steps: int) -> None:
+        progress.update(more=_speed(trials, model_steps, time.perf_counter() - started))
 
     try:
         with interrupt.raising():
@@ -126,7 +141,7 @@ def _train(
                 amp=given["amp"],
                 compile=given["compile"],
                 timeout=None if job.deadline is None else max(0, job.deadline - time.time()),
-                callbacks=[look],
+                after_epoch=look,
                 checkpoint=checkpoint,
             )
     except KeyboardInterrupt:
@@ -135,11 +150,16 @@ def _train(
         return True
     except ValueError as error:
         raise UserError(str(error)) from error
-    speed = summary.model_steps / summary.seconds
-    progress.say(f"{summary.trials / summary.seconds:.3g} trials/s, {speed:,.0f} model steps/s")
+    progress.say(_speed(summary.trials, summary.model_steps, summary.seconds))
+    megabytes = summary.bytes_per_slot / 1e6
+    progress.say(f"{summary.slots} slots of {megabytes:.3g} MB for the largest network")
     for name, reason in summary.engines.items():
         progress.say(f"engine {name}: {reason}")
     return True
+
+
+def _speed(trials: int, model_steps: int, seconds: float) -> str:
+    return f"{trials / seconds:.3g} trials/s, {model_steps / seconds:,.0f} model steps/s"
 
 
 def _checkpoint(job: Job) -> Path:

@@ -102,8 +102,8 @@ class StudyProgress:
         """Print a line above the bar."""
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
-    def update(self, *, last: bool = False) -> None:
-        """Show what the storage says now, and ``last`` of all the final line."""
+    def update(self, *, last: bool = False, more: str = "") -> None:
+        """Show what the storage says now, and ``more``; ``last`` of all the final line."""
         now = time.monotonic()
         if not last and now < self._next_look:
             return
@@ -115,7 +115,7 @@ class StudyProgress:
                 if trial.state == TrialState.FAIL:
                     self.say(f"trial {trial.number} failed: {failure_reason(trial)}")
         self._new = [trial for trial in settled(trials) if trial.number not in self._before]
-        status = self._status(trials)
+        status = f"{self._status(trials)}  {more}".rstrip()
         self._bar.update(self._task, completed=self._n_settled, status=status)
         # The line of a complete study is left to the last look, or it would come twice.
         due = self._n_settled < self._total and now > self._next_line

@@ -9,6 +9,10 @@ MNIST on two GPUs; the data are downloaded when they are not in ``--data-dir``::
 
     python -m studies.pbt mnist --amp --devices cuda:0,cuda:1
 
+The whole population as one program, which copies weights on the device::
+
+    python -m studies.pbt digits --fused
+
 The size for a quick look::
 
     python -m studies.pbt digits --study quick --population 4 --interval 1 --generations 3
@@ -37,11 +41,14 @@ from studies._command import as_main
 from studies._command import run_plan
 from studies._command import take_options
 from studies._continuation import find_target
+from studies._continuation import is_ours
 from studies._continuation import make_continuation_plan
+from studies._continuation import OURS
 from studies._continuation import Target
 from studies._errors import unknown
 from studies._errors import UserError
 from studies._family_tree import family_tree
+from studies._fused import run_fused
 from studies._job import connect_to_read
 from studies._job import storage_file
 from studies._objective import Objective
@@ -78,6 +85,9 @@ def _command(
         ),
     ] = None,
     arg: Arg = None,
+    fused: Annotated[
+        bool, typer.Option("--fused", help="Train the whole population as one program.")
+    ] = False,
     **values: Any,
 ) -> int:
     options = take_options({**values, "trials": population * generations, "epochs": None})
@@ -100,10 +110,16 @@ def _command(
         method="pbt",
         arguments=parse_assignments("--arg", arg or []),
         given={"interval": interval},
+        keeps_checkpoints=not fused,
     )
     _check_population(plan, population)
+    run = None
+    if fused:
+        if not is_ours(objective):
+            raise UserError(f"--fused needs one of {', '.join(OURS)}, not {target!r}")
+        run = run_fused(plan, options, objective, slots=population)
     plan = replace(plan, more="--generations")
-    return run_plan(plan, as_json=options.json, charts={"family-tree": family_tree})
+    return run_plan(plan, as_json=options.json, run=run, charts={"family-tree": family_tree})
 
 
 def _architecture(objective: Objective, names: Sequence[str] | None) -> list[str]:

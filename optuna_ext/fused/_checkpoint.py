@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 import os
 from pathlib import Path
 import pickle
@@ -7,13 +9,38 @@ import time
 from typing import Any
 import uuid
 
+from filelock import FileLock  # comes with torch
+from filelock import Timeout
 from optuna.study import Study
 import torch
 
 from optuna_ext.fused._trainer import Trainer
 
 
-_VERSION = 1
+_VERSION = 2
+
+
+@contextmanager
+def locked(path: str | os.PathLike[str] | None) -> Iterator[None]:
+    """Keep other processes from using a checkpoint.
+
+    Raises:
+        RuntimeError: If one does.
+    """
+    if path is None:
+        yield
+        return
+    lock = FileLock(f"{os.fspath(path)}.lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise RuntimeError(
+            f"checkpoint {os.fspath(path)!r} must be of one process, but another one uses it."
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 class Checkpoint:
@@ -53,7 +80,8 @@ class Checkpoint:
             found = torch.load(path, map_location="cpu", weights_only=True)
             if found["version"] != _VERSION:
                 raise KeyError
-            self.run, self.state, self._study = found["run"], found["state"], found["study"]
+            self.state, self._study = found["state"], found["study"]
+            self.run = found["run"] or self.run
         except (KeyError, TypeError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
             raise ValueError(f"checkpoint {str(path)!r} is not one of this program.") from error
 
@@ -69,14 +97,14 @@ class Checkpoint:
                 f"of {self._study!r}."
             )
 
-    def write(self, study: Study, trainer: Trainer) -> None:
-        """Write the file, at once or not at all."""
+    def write(self, study: Study, trainer: Trainer, *, is_over: bool = False) -> None:
+        """Write the file, at once or not at all; none of its trials is running once it is over."""
         if self._path is None:
             return
         new = self._path.with_name(f"{self._path.name}.{os.getpid()}")
         contents = {
             "version": _VERSION,
-            "run": self.run,
+            "run": None if is_over else self.run,
             "study": study.study_name,
             "state": trainer.state_dict(),
         }
@@ -95,7 +123,9 @@ class Checkpoint:
         if time.monotonic() >= self._next:
             self.write(study, trainer)
 
-    def remove(self) -> None:
-        """Remove the file, as the run is over."""
-        if self._path is not None:
+    def close(self, study: Study, trainer: Trainer) -> None:
+        """Remove the file, or keep in it what a later run may go on from."""
+        if trainer.has_parents:
+            self.write(study, trainer, is_over=True)
+        elif self._path is not None:
             self._path.unlink(missing_ok=True)

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from collections.abc import Iterable
 from collections.abc import Mapping
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 from typing import Literal
 
@@ -11,8 +13,11 @@ import torch
 from torch import Tensor
 
 from optuna_ext.fused._member import Member
+from optuna_ext.fused._parents import Parents
+from optuna_ext.fused._parents import States
 from optuna_ext.fused._population import Population
 from optuna_ext.fused._problem import Fold
+from optuna_ext.fused._randomness import is_counter
 from optuna_ext.fused._training import mean
 from optuna_ext.fused._training import Training
 
@@ -20,8 +25,6 @@ from optuna_ext.fused._training import Training
 _ROOMY = 2  # times the slots in use, from which on a population is made anew
 
 Metrics = Mapping[str, Callable[..., Tensor]]
-States = Sequence[Mapping[str, Any]]
-"""What a checkpoint needs of a trial, fold by fold."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +57,7 @@ class Group:
         self._passes = passes
         self._engine = settings.engine
         self.slots: list[Training | None] = []
+        self._ended: dict[int, int] = {}  # slots of trials that have ended, by number
         self.populations: list[Population] = []
 
     @property
@@ -65,41 +69,46 @@ class Group:
         """Return the place of a trial."""
         return self.slots.index(training)
 
-    def add(self, trainings: Sequence[Training], inherited: Mapping[int, States]) -> None:
+    def add(self, trainings: Sequence[Training], parents: Parents) -> None:
         """Begin with trials.
 
         Args:
             trainings:
                 The trials.
-            inherited:
-                What trials that were a parent have left, by their number.
+            parents:
+                Those from which they go on, if they do.
         """
         needed = len(self.active) + len(trainings)
         if not needed <= len(self.slots) <= _ROOMY * needed:
             # Who grows once will again: the numbers of a group vary as slots are refilled.
+            self.leave(self.ended, parents)
             self._resize(needed + (needed // 8 if self.slots else 0), trainings[0].members)
         free = [slot for slot, training in enumerate(self.slots) if training is None]
-        for slot, training in zip(free, trainings, strict=False):
-            self._admit(slot, training)
-            if training.parent is not None:
-                self._inherit(slot, training, inherited[training.parent])
+        begun = dict(zip(free, trainings, strict=False))
+        heirs = {
+            slot: self._ended[t.parent] for slot, t in begun.items() if t.parent in self._ended
+        }
+        for slot in heirs:
+            parents.serve(begun[slot])
+        self.leave([n for n, slot in self._ended.items() if slot in begun], parents)
+        for population in self.populations if heirs else ():
+            population.copy([*heirs.values()], [*heirs])
+        for slot, training in begun.items():
+            self._admit(slot, training, goes_on=slot in heirs)
+            if (parent := parents.serve(training)) is not None:
+                self._inherit(slot, parent.states or ())
 
-    def _admit(self, slot: int, training: Training) -> None:
+    def _admit(self, slot: int, training: Training, *, goes_on: bool = False) -> None:
         self.slots[slot] = training
         for population, member in zip(self.populations, training.members, strict=True):
-            population.admit(slot, member)
+            population.admit(slot, member, goes_on=goes_on)
 
-    def _inherit(self, slot: int, training: Training, states: States) -> None:
-        """Overwrite state dict and optimizer state; dropout, seed and schedule are its own."""
+    def _inherit(self, slot: int, states: States) -> None:
+        """Go on from what a trial has left that lies in no slot here."""
         for population, state in zip(self.populations, states, strict=True):
-            own = population.state_of(slot)
-            if _shapes(own) != _shapes(state):
-                raise ValueError(
-                    f"parent must have a network of the same shapes, but trial "
-                    f"{training.trial.number} has parent {training.parent}, whose shapes differ."
-                )
-            inherited = {name: state[name] for name in ("model", "optimizer")}
-            population.load(slot, {**own, **inherited})
+            buffers = population.state_of(slot)["buffers"]
+            buffers |= {n: tensor for n, tensor in state["buffers"].items() if is_counter(n)}
+            population.load(slot, {**state, "buffers": buffers})
 
     def state_of(self, slot: int) -> list[dict[str, Any]]:
         """Return what a checkpoint needs, fold by fold."""
@@ -110,12 +119,29 @@ class Group:
         for population, state in zip(self.populations, states, strict=True):
             population.load(slot, state)
 
+    @property
+    def ended(self) -> list[int]:
+        """The numbers of the trials that have ended and are still in their slots."""
+        return [*self._ended]
+
+    def states_of_ended(self) -> dict[int, States]:
+        """Return what a checkpoint needs of these, by number."""
+        return {number: self.state_of(slot) for number, slot in self._ended.items()}
+
     def remove(self, training: Training) -> None:
         """Free the slot of a trial; what is in it stays until another takes it."""
-        self.slots[self.slot_of(training)] = None
+        slot = self.slot_of(training)
+        self.slots[slot] = None
+        self._ended[training.trial.number] = slot
 
-    def release(self) -> None:
+    def leave(self, numbers: Iterable[int], parents: Parents) -> None:
+        """Let trials that have ended leave their slots, which will be overwritten."""
+        for number in numbers:
+            parents.leave(number, partial(self.state_of, self._ended.pop(number)))
+
+    def release(self, parents: Parents) -> None:
         """Forget what is left in free slots, and drop them once half of the slots are free."""
+        self.leave(self.ended, parents)
         for population in self.populations:
             for slot in population.taken:
                 if self.slots[slot] is None:
@@ -158,8 +184,8 @@ class Group:
         ]
         return _means(torch.stack(losses))
 
-    def evaluate(self, part: Literal["valid", "test"]) -> dict[str, list[float]]:
-        """Return the metrics by slot."""
+    def evaluate(self, part: Literal["valid", "test"]) -> list[dict[str, float]]:
+        """Return the metrics of each slot."""
         found = []
         for population, fold in zip(self.populations, self._folds, strict=True):
             x, y = (fold.valid if part == "valid" else fold.test) or fold.valid
@@ -167,11 +193,8 @@ class Group:
         names = [*self._settings.metrics]
         stacked = torch.stack([values[name].double() for values in found for name in names])
         table = stacked.view(len(found), len(names), -1).cpu()  # one copy from the device
-        return {name: _means(table[:, column]) for column, name in enumerate(names)}
-
-
-def _shapes(state: Mapping[str, Any]) -> dict[str, torch.Size]:
-    return {name: tensor.shape for name, tensor in state["model"].items()}
+        columns = [_means(table[:, column]) for column in range(len(names))]
+        return [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
 
 
 def _means(folds: Tensor) -> list[float]:

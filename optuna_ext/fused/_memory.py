@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from collections.abc import Mapping
+from collections.abc import Sequence
 import copy
 from typing import Any
 import weakref
@@ -13,9 +14,12 @@ from torch.utils._pytree import tree_leaves
 
 from optuna_ext.fused._member import Member
 from optuna_ext.fused._population import Population
+from optuna_ext.fused._population import rows_at_once
+from optuna_ext.fused._problem import Fold
+from optuna_ext.fused._training import Training
 
 
-_FEW, _MORE = 2, 6  # members of the two trials
+_FEW, _MORE = 8, 12  # members of the two trials: of fewer, the first check would count more
 
 
 def memory_per_member(
@@ -24,14 +28,17 @@ def memory_per_member(
     y: Tensor,
     *,
     loss: Callable[..., Tensor],
+    valid: tuple[Tensor, Tensor] | None = None,
+    slots: int = 256,
     engine: str = "vmap",
     amp: bool = False,
 ) -> int:
     """Predict how much memory each slot of a population needs in training.
 
-    Two small populations take a step, and every tensor that torch makes is counted while it lives.
-    The memory grows by equal amounts per slot, so their difference tells that of any number. What
-    torch's kernels use inside and what its allocator keeps unused comes on top.
+    Two small populations take two steps and evaluate as many rows as a large one does at once,
+    and every tensor that torch makes is counted while it lives. The memory grows by equal amounts
+    per slot, so their difference tells that of any number. What torch's kernels use inside and
+    what its allocator keeps unused comes on top.
 
     Args:
         member:
@@ -42,6 +49,10 @@ def memory_per_member(
             The training targets, on the device.
         loss:
             As for :class:`~optuna_ext.fused.Population`.
+        valid:
+            Inputs and targets to be evaluated on, on the device; ``None`` leaves that out.
+        slots:
+            How many there will be: the more, the fewer rows are evaluated at once.
         engine:
             The engine, not ``"auto"``.
         amp:
@@ -60,27 +71,79 @@ def memory_per_member(
         >>> memory_per_member(member, x, y, loss=cross_entropy) > 2 * 4 * 1000  # with gradients
         True
     """
-    options = {"loss": loss, "engine": engine, "amp": amp}
-    few, more = (_peak(n, member, x, y, **options) for n in (_FEW, _MORE))
+    rows = 2 * (member.batch_size or len(x))
+    train = x[:rows], y[:rows]
+    if valid is not None:
+        valid = valid[0][: rows_at_once(slots)], valid[1][: rows_at_once(slots)]
+    few, more = (
+        _peak(n, member, train, valid, loss=loss, engine=engine, amp=amp) for n in (_FEW, _MORE)
+    )
     return round((more - few) / (_MORE - _FEW))
 
 
-def _peak(n: int, member: Member, x: Tensor, y: Tensor, **options: Any) -> int:
-    members = [copy.deepcopy(member) for _ in range(n)]
-    live = _Live()
+def _peak(
+    n: int,
+    member: Member,
+    train: tuple[Tensor, Tensor],
+    valid: tuple[Tensor, Tensor] | None,
+    *,
+    loss: Callable[..., Tensor],
+    **options: Any,
+) -> int:
+    device = train[0].device
+    live = _Live(device)
     with live:
-        population = Population(member, slots=n, device=x.device, **options)
-        for slot, own in enumerate(members):
-            population.admit(slot, own)
-        population.train_epoch(x, y)
+        population = Population(member, slots=n, device=device, loss=loss, **options)
+        for slot in range(n):
+            population.admit(slot, copy.deepcopy(member))
+        population.train_epoch(*train)
+        if valid is not None:
+            population.evaluate(*valid, {"any": lambda outputs, _: outputs.flatten(1).sum(1)})
     return live.peak
 
 
-class _Live(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts the bytes of the tensors that are made inside, as long as they live."""
+class Footprint:
+    """Predicts the memory of a slot of the largest network that is trained.
 
-    def __init__(self) -> None:
+    Args:
+        folds: The rows.
+        loss: As for :class:`~optuna_ext.fused.Population`.
+        amp: As for :class:`~optuna_ext.fused.Population`.
+    """
+
+    def __init__(self, folds: Sequence[Fold], *, loss: Callable[..., Tensor], amp: bool) -> None:
+        self._folds = folds
+        self._loss = loss
+        self._amp = amp
+        self._largest: tuple[int, Callable[[], Member], str] | None = None
+
+    def see(self, training: Training, engine: str) -> None:
+        """Take note of a network in training."""
+        if self._largest is None or training.n_parameters > self._largest[0]:
+            self._largest = training.n_parameters, training.build, engine
+
+    def predict(self, slots: int) -> int:
+        """Return how many bytes each of so many slots takes; 0 if nothing was trained.
+
+        All folds keep their weights, but one at a time its activations; for simplicity, and to be
+        on the safe side, both count for each.
+        """
+        if self._largest is None:
+            return 0
+        _, build, engine = self._largest
+        x, y = self._folds[0].train
+        settings: dict[str, Any] = {"loss": self._loss, "engine": engine, "amp": self._amp}
+        valid = self._folds[0].valid
+        one = memory_per_member(build(), x, y, valid=valid, slots=slots, **settings)
+        return len(self._folds) * one
+
+
+class _Live(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts the bytes of the tensors that are made inside on a device, as long as they live."""
+
+    def __init__(self, device: torch.device) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self._device = device
         self.peak = 0
         self._now = 0
         self._known: dict[int, weakref.ref[Any]] = {}
@@ -100,7 +163,7 @@ class _Live(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return result
 
     def _see(self, tensor: object, *, count: bool) -> None:
-        if not isinstance(tensor, torch.Tensor):
+        if not isinstance(tensor, torch.Tensor) or tensor.device != self._device:
             return
         storage = tensor.untyped_storage()
         key = id(storage)

@@ -18,6 +18,9 @@ from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Sequence
 from dataclasses import dataclass
+from dataclasses import field
+from functools import cached_property
+from functools import partial
 import os
 import time
 
@@ -29,11 +32,14 @@ import torch
 
 from optuna_ext.fused import _study
 from optuna_ext.fused._checkpoint import Checkpoint
+from optuna_ext.fused._checkpoint import locked
 from optuna_ext.fused._devices import one_thread
 from optuna_ext.fused._problem import Problem
 from optuna_ext.fused._progress import Progress
 from optuna_ext.fused._trainer import Trainer
 from optuna_ext.fused._training import Result
+from optuna_ext.samplers import _host
+from optuna_ext.samplers import PopulationBasedTrainingSampler
 
 
 _RUN = "optuna_ext:run"  # the user attribute that tells whose a running trial is
@@ -54,6 +60,8 @@ class Summary:
             How many trials there was room for in the end.
         engines:
             The engines in use in the end, and a sentence on each that says why.
+        predict_memory:
+            Gives :attr:`bytes_per_slot`.
     """
 
     trials: int
@@ -61,6 +69,15 @@ class Summary:
     seconds: float
     slots: int
     engines: dict[str, str]
+    predict_memory: Callable[[], int] = field(repr=False, compare=False)
+
+    @cached_property
+    def bytes_per_slot(self) -> int:
+        """How much memory a slot of the largest network takes, to within about a fifth.
+
+        It is predicted by :func:`~optuna_ext.fused.memory_per_member` when it is first asked for.
+        """
+        return self.predict_memory()
 
 
 def optimize(
@@ -76,6 +93,7 @@ def optimize(
     timeout: float | None = None,
     catch: Iterable[type[Exception]] | type[Exception] = (),
     callbacks: Sequence[Callable[[Study, FrozenTrial], None]] = (),
+    after_epoch: Callable[[int, int], None] | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
     checkpoint_interval: float = 60.0,
     show_progress_bar: bool = False,
@@ -89,8 +107,10 @@ def optimize(
     slots a sampler learns more often. A trial computes what it would compute alone, whoever
     trains beside it. One whose loss is no longer finite fails, alone.
 
-    A trial with the user attribute ``parent`` goes on with the weights of that trial: population-
-    based training copies them on the device (see :class:`~optuna_ext.fused.Trainer`).
+    A trial with the user attribute ``parent`` goes on with the weights of that trial, which are
+    copied on the device: population-based training, and successive halving that promotes paused
+    trials (see :class:`~optuna_ext.fused.Trainer`). Of a population no more trials are asked for
+    than can know their parents; it trains as with one worker.
 
     Results in an SQLite file or a database server are written in bulk, as by
     :func:`~optuna_ext.bulk_storage`. User attributes tell ``train_loss``, all metrics as
@@ -124,10 +144,14 @@ def optimize(
         callbacks:
             ``callback(study, trial)``, called with each trial that has ended;
             ``study.stop()`` in it begins no more.
+        after_epoch:
+            ``after_epoch(trials, model_steps)``, called with the numbers of trials that have ended
+            and of optimizer steps taken so far.
         checkpoint:
             A file to which all trials in training are written now and then. After a crash the
             same call goes on from there: trials in training continue, and ``n_trials`` counts
-            those before. It is removed in the end.
+            those before. It is removed in the end, unless trials may still go on from others:
+            then it keeps their weights for the next call.
         checkpoint_interval:
             Seconds between two checkpoints, ``checkpoint_interval > 0``.
         show_progress_bar:
@@ -139,6 +163,7 @@ def optimize(
     Raises:
         ValueError: If an argument is out of its range, the study has several objectives, or the
             checkpoint is not one of this study.
+        RuntimeError: If another process uses the checkpoint.
 
     Example:
         .. code-block:: python
@@ -187,31 +212,34 @@ def optimize(
             "reported per epoch."
         )
     caught = tuple(catch) if isinstance(catch, Iterable) else (catch,)
-    file = Checkpoint(checkpoint, interval=checkpoint_interval)
-    file.check(study)
-    trainer = Trainer(
-        problem,
-        slots=slots,
-        device=device,
-        engine=engine,
-        amp=amp,
-        compile=compile,
-        catch=caught,
-    )
-    started = time.perf_counter()
-    with (
-        _study.running(study) as fast,
-        one_thread(trainer.device),
-        Progress(n_trials, enabled=show_progress_bar) as progress,
-    ):
-        loop = _Loop(fast, trainer, file, callbacks=callbacks, progress=progress)
-        loop.run(n_trials, deadline=None if timeout is None else time.monotonic() + timeout)
+    with locked(checkpoint):
+        file = Checkpoint(checkpoint, interval=checkpoint_interval)
+        file.check(study)
+        trainer = Trainer(
+            problem,
+            slots=slots,
+            device=device,
+            engine=engine,
+            amp=amp,
+            compile=compile,
+            catch=caught,
+        )
+        started = time.perf_counter()
+        with (
+            _study.running(study) as fast,
+            one_thread(trainer.device),
+            Progress(n_trials, enabled=show_progress_bar) as progress,
+        ):
+            watchers = [progress.update, *([after_epoch] if after_epoch else [])]
+            loop = _Loop(fast, trainer, file, callbacks=callbacks, watchers=watchers)
+            loop.run(n_trials, deadline=None if timeout is None else time.monotonic() + timeout)
     return Summary(
         trials=loop.n_ended,
         model_steps=trainer.model_steps,
         seconds=time.perf_counter() - started,
         slots=trainer.slots,
         engines=loop.engines,
+        predict_memory=partial(trainer.footprint.predict, trainer.slots),
     )
 
 
@@ -244,13 +272,13 @@ class _Loop:
         checkpoint: Checkpoint,
         *,
         callbacks: Sequence[Callable[[Study, FrozenTrial], None]],
-        progress: Progress,
+        watchers: Sequence[Callable[[int, int], None]],
     ) -> None:
         self._study = study
         self._trainer = trainer
         self._checkpoint = checkpoint
         self._callbacks = callbacks
-        self._progress = progress
+        self._watchers = watchers
         self._asked: dict[int, Trial] = {}  # and not told, by number
         self._reported: dict[int, int] = {}  # the last steps, by number
         self.engines: dict[str, str] = {}
@@ -261,24 +289,25 @@ class _Loop:
             left = n_trials - self._resume()
             while True:
                 in_time = deadline is None or time.monotonic() < deadline
-                if in_time and not _study.is_stopped(self._study):
-                    n = min(left, self._trainer.room)
+                if in_time and not _host.is_stopped(self._study):
+                    n = self._n_ready(min(left, self._trainer.room))
                     left -= n
                     self._tell(self._trainer.add(self._ask(n)))
                 if not self._trainer.trials:
-                    if left and in_time and not _study.is_stopped(self._study):
+                    if left and in_time and not _host.is_stopped(self._study):
                         continue  # those added have ended before they began
                     break
                 self._tell(self._trainer.step())
                 self.engines |= self._trainer.engines
-                self._progress.update(self.n_ended, self._trainer.model_steps)
+                for watcher in self._watchers:
+                    watcher(self.n_ended, self._trainer.model_steps)
                 self._checkpoint.write_if_due(self._study, self._trainer)
         except BaseException:
             if not self._checkpoint:  # else another process goes on with them
                 for trial in self._asked.values():
                     self._study.tell(trial, state=TrialState.FAIL)
             raise
-        self._checkpoint.remove()
+        self._checkpoint.close(self._study, self._trainer)
 
     def _resume(self) -> int:
         """Go on with what an earlier process has left; return how many trials it had begun."""
@@ -289,9 +318,17 @@ class _Loop:
         mine = _trials_of(self._study, self._checkpoint)
         running = [t for t in mine if t.state == TrialState.RUNNING]
         self._reported = {t.number: t.last_step or 0 for t in running}
-        self._asked = {t.number: _study.go_on_with(self._study, t) for t in running}
+        self._asked = {t.number: _host.go_on_with(self._study, t) for t in running}
         self._tell(self._trainer.load_state_dict(state, [*self._asked.values()]))
         return len(mine)
+
+    def _n_ready(self, n: int) -> int:
+        """Return how many trials to ask for now, of at most ``n``."""
+        sampler = self._study.sampler
+        if not isinstance(sampler, PopulationBasedTrainingSampler):
+            return n
+        # Those for whom it would wait are in training here, or in another process.
+        return sampler.n_ready(self._study, n) or min(n, not self._trainer.trials)
 
     def _ask(self, n: int) -> Iterator[Trial]:
         note = {_RUN: self._checkpoint.run} if self._checkpoint else {}
@@ -314,7 +351,7 @@ class _Loop:
         self.n_ended += len(ended)
         for result in ended:
             for callback in self._callbacks:
-                callback(self._study, _study.frozen(result.trial))
+                callback(self._study, _host.stored(result.trial))
 
     def _report(self, result: Result) -> bool:
         """Report a value, unless it was before a crash."""

@@ -90,15 +90,15 @@ class Optimizers:
         self.state: dict[str, Tensor] = {}
         self._coefficients: list[dict[str, Tensor]] = []
 
-    def admit(self, slot: int, optimizer: Optimizer) -> None:
-        """Start an optimizer, from nothing but its parameter groups."""
+    def admit(self, slot: int, optimizer: Optimizer, *, learned: bool = True) -> None:
+        """Take over the parameter groups of an optimizer, and start it, or go on."""
         self._groups[slot] = groups = copy.deepcopy(optimizer.state_dict()["param_groups"])
         self._coefficients = []
-        self._steps[slot] = 0
         if self.rule.kind is not SGD or any(group["momentum"] for group in groups):
             self._allocate()
-        for matrix in self.state.values():
-            matrix[slot] = 0
+        if learned:
+            for matrix in self.matrices():
+                matrix[slot] = 0
 
     def _allocate(self) -> None:
         if not self.state:
@@ -339,10 +339,16 @@ class Optimizers:
                         views[self._weights.trained[number]].copy_(saved[name])
                         self._steps[slot, index] = float(saved.get("step", 1))
 
-    def copy(self, source: int, target: int) -> None:
-        """Overwrite the state of a member by another's; the coefficients stay as they are."""
-        for matrix in (self._steps, *self.state.values()):
-            matrix[target] = matrix[source]
+    def copy(self, sources: Sequence[int], targets: Sequence[int]) -> None:
+        """Overwrite states of members by others', all at once; the coefficients stay."""
+        rows, onto = torch.tensor([sources, targets], device=self._steps.device)
+        for matrix in self.matrices():
+            matrix[onto] = matrix[rows]
+        if self.rule.kind is SGD:  # torch's keeps no buffer where there is no momentum
+            for source, target in zip(sources, targets, strict=True):
+                for index, group in enumerate(self._groups[source] or []):
+                    if not group["momentum"]:
+                        self._steps[target, index] = 0
 
     def matrices(self) -> list[Tensor]:
         """Everything that a step changes, a row per slot."""

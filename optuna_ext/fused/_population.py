@@ -148,10 +148,11 @@ class Population:
         """The slots that have a member, in increasing order."""
         return self._program.taken
 
-    def admit(self, slot: int, member: Member) -> None:
+    def admit(self, slot: int, member: Member, *, goes_on: bool = False) -> None:
         """Put a new member in a slot; who was there is forgotten.
 
-        The population takes over its network. Its optimizer starts without state.
+        The population takes over its network. Its optimizer starts without state; but one that
+        ``goes_on`` keeps all that :meth:`copy` copies from who was there.
 
         Raises:
             IndexError: If there is no such slot.
@@ -165,16 +166,17 @@ class Population:
             raise ValueError(
                 f"hyper must name {list(program.hyper)}, but it names {sorted(member.hyper)}."
             )
-        program.weights.write(slot, tensors(member.model))
-        program.optimizers.admit(slot, member.optimizer)
+        program.weights.write(slot, tensors(member.model), learned=not goes_on)
+        program.optimizers.admit(slot, member.optimizer, learned=not goes_on)
         for name, value in member.hyper.items():
             program.hyper[name][slot] = value
         program.models[slot] = member.model
         program.seeds[slot] = member.seed
-        program.steps[slot] = 0
         self._members[slot] = member
-        self._generators[slot] = torch.Generator(self._device).manual_seed(member.seed)
-        self._epochs[slot] = 0
+        if not goes_on:
+            program.steps[slot] = 0
+            self._generators[slot] = torch.Generator(self._device).manual_seed(member.seed)
+            self._epochs[slot] = 0
         self._unchecked.add(slot)
         self._forget(slot)
 
@@ -274,7 +276,7 @@ class Population:
         """
         wide = torch.float32 if self._device.type == "mps" else torch.float64
         totals = {name: x.new_zeros(self.slots, dtype=wide) for name in metrics}
-        at_once = max(1, min(_ROWS_AT_ONCE, _MEMBER_ROWS_AT_ONCE // self.slots))
+        at_once = rows_at_once(self.slots)
         engine = self._running
         for rows, targets in zip(torch.split(x, at_once), torch.split(y, at_once), strict=True):
             outputs = engine.outputs(rows)
@@ -308,15 +310,34 @@ class Population:
             program.hyper[name][slot] = values[name]
         self._forget(slot)
 
-    def copy(self, source: int, target: int) -> None:
-        """Overwrite a member's state dict and optimizer state by another's.
+    def copy(self, sources: Sequence[int], targets: Sequence[int]) -> None:
+        """Let members be where others are, who may change places: rows copied on the device.
 
-        Its hyperparameters, those of its dropout layers as well, its seed and its place in its
-        schedule stay.
+        That is their state dicts and optimizer states, and how far they are in the order of their
+        rows, their schedules and their random layers. Hyperparameters and seeds stay.
+
+        Raises:
+            ValueError: If a slot of ``sources`` is free.
         """
-        self._program.weights.copy(source, target)
-        self._program.optimizers.copy(source, target)
-        self._forget(target)
+        places = [self._place_of(source) for source in sources]
+        self._program.weights.copy(sources, targets)
+        self._program.optimizers.copy(sources, targets)
+        for target, place in zip(targets, places, strict=True):
+            self._set_place(target, *place)
+
+    def _place_of(self, slot: int) -> tuple[Tensor, int, int]:
+        """Return the state of a member's generator, its epochs and its steps."""
+        generator = self._generators[slot]
+        if generator is None:
+            raise ValueError(f"slot must be taken, but {slot} is free.")
+        return generator.get_state(), self._epochs[slot], int(self._program.steps[slot])
+
+    def _set_place(self, slot: int, state: Tensor, epoch: int, step: int) -> None:
+        self._generators[slot] = generator = torch.Generator(self._device)
+        generator.set_state(state)
+        self._epochs[slot] = epoch
+        self._program.steps[slot] = step
+        self._forget(slot)
 
     def compact(self, keep: Sequence[int]) -> None:
         """Keep these slots only: slot ``i`` is then the former ``keep[i]``."""
@@ -338,17 +359,15 @@ class Population:
         Raises:
             ValueError: If the slot is free.
         """
-        generator = self._generators[slot]
-        if generator is None:
-            raise ValueError(f"slot must be taken, but {slot} is free.")
+        generator, epoch, step = self._place_of(slot)
         model, rest = self._program.weights.state_of(slot)
         return {
             "model": model,
             "optimizer": self._program.optimizers.state_of(slot),
             "buffers": rest,
-            "generator": generator.get_state(),
-            "epoch": self._epochs[slot],
-            "step": int(self._program.steps[slot]),
+            "generator": generator,
+            "epoch": epoch,
+            "step": step,
         }
 
     def load(self, slot: int, state: Mapping[str, Any]) -> None:
@@ -356,15 +375,10 @@ class Population:
 
         Its hyperparameters stay as they were admitted.
         """
-        generator = self._generators[slot]
-        if generator is None:
-            raise ValueError(f"slot must be taken, but {slot} is free.")
+        self._place_of(slot)
         self._program.weights.load(slot, state["model"], state["buffers"])
         self._program.optimizers.load(slot, state["optimizer"])
-        generator.set_state(state["generator"])
-        self._epochs[slot] = state["epoch"]
-        self._program.steps[slot] = state["step"]
-        self._forget(slot)
+        self._set_place(slot, state["generator"], state["epoch"], state["step"])
 
     @torch.no_grad()
     def check(self, slots: Sequence[int], x: Tensor) -> None:
@@ -394,3 +408,8 @@ class Population:
                     f"members must differ in parameters and buffers only, but the outputs of the "
                     f"one in slot {slot} are not those of its own module."
                 )
+
+
+def rows_at_once(slots: int) -> int:
+    """Return how many rows so many members evaluate at once."""
+    return max(1, min(_ROWS_AT_ONCE, _MEMBER_ROWS_AT_ONCE // slots))

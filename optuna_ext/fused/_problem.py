@@ -72,7 +72,11 @@ class Problem:
             loss, without ``loss_arguments``.
         epochs:
             How long a trial trains, at least 1; or ``epochs(hyperparameters)``. The value is
-            reported after each, as steps ``1, 2, ...``.
+            reported after each, as steps ``1, 2, ...``. A trial that goes on with the weights of
+            another one, its parent, goes on counting: it trains what is left.
+        interval:
+            Epochs to train beyond those of the parent, at least 1, instead of ``epochs`` in
+            total; population-based training needs it.
         batch_size:
             Rows per step; ``None`` means all. Or ``batch_size(hyperparameters)``. The default is
             that of the ``DataLoader``, or 256.
@@ -89,6 +93,9 @@ class Problem:
             ``best_epoch`` says which, the first of equals. Only they are reported, and training
             ends with the last of them that is within ``epochs``. By default the last epoch gives
             the value.
+        notes:
+            ``notes(attributes)``: makes more user attributes of those that are recorded with the
+            value of a trial.
         order:
             ``"own"``: every trial goes through the rows in an order of its own, which follows
             from its seed. ``"shared"``: all that train together share one, which is faster for
@@ -111,11 +118,13 @@ class Problem:
     optimizer: Callable[[Iterable[nn.Parameter], Any], Optimizer] | str = "sgd"
     metrics: Mapping[str, Callable[..., Tensor]] = field(default_factory=dict)
     epochs: int | Callable[[Any], int] = 10
+    interval: int | None = None
     batch_size: int | Callable[[Any], int | None] | None | Literal["auto"] = "auto"
     passes: int | Callable[[Any], int] = 1
     schedule: Callable[[Any], Callable[[int], float]] | None = None
     loss_arguments: Callable[[Any], Mapping[str, float]] | None = None
     best_of: Sequence[int] | None = None
+    notes: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None
     order: Literal["own", "shared"] = "own"
     seed: int | Callable[[Trial], int] = 0
 
@@ -127,10 +136,15 @@ class Problem:
             )
         if self.order not in ("own", "shared"):
             raise ValueError(f"order must be 'own' or 'shared', but it is {self.order!r}.")
-        for name in ("epochs", "passes", "batch_size"):
+        for name in ("epochs", "interval", "passes", "batch_size"):
             value = getattr(self, name)
             if isinstance(value, int) and value < 1:
                 raise ValueError(f"{name} must be at least 1, but it is {value}.")
+        if self.interval is not None and self.best_of is not None:
+            raise ValueError(
+                "interval must be None where the best of some epochs is the value, but it is "
+                f"{self.interval}."
+            )
         if self.best_of is not None and (
             not self.best_of or sorted({*self.best_of}) != [*self.best_of] or self.best_of[0] < 1
         ):
@@ -201,12 +215,19 @@ def number_of(value: int | Callable[[Any], int], hyperparameters: Any) -> int:
     return value(hyperparameters) if callable(value) else value
 
 
-def epochs_of(problem: Problem, hyperparameters: Any) -> int:
-    """Return how long a trial trains.
+def n_parameters(member: Member) -> int:
+    """Return how many weights and biases a network has."""
+    return sum(parameter.numel() for parameter in member.model.parameters())
+
+
+def last_epoch(problem: Problem, hyperparameters: Any, *, start: int) -> int:
+    """Return with which epoch a trial ends that begins after the epoch ``start``.
 
     Raises:
         ValueError: If none of ``best_of`` is within its epochs.
     """
+    if problem.interval is not None:
+        return start + problem.interval
     epochs = number_of(problem.epochs, hyperparameters)
     if problem.best_of is None:
         return epochs
@@ -214,6 +235,14 @@ def epochs_of(problem: Problem, hyperparameters: Any) -> int:
     if not within:
         raise ValueError(f"best_of must have an epoch up to {epochs}, but it has none.")
     return within[-1]
+
+
+@torch.no_grad()
+def is_rowwise(problem: Problem, member: Member, x: Tensor, y: Tensor) -> bool:
+    """Find out whether the loss gives one number per row."""
+    outputs = member.model.eval()(x[:2].cpu())
+    member.model.train()
+    return problem.loss(outputs, y[:2].cpu(), **member.hyper).dim() > 0
 
 
 def _batch_size(problem: Problem, hyperparameters: Any) -> int | None:

@@ -5,6 +5,10 @@ from types import TracebackType
 from typing import Any
 
 
+_REFRESH = 0.5  # seconds
+_FORMAT = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
+
+
 class Progress:
     """A bar with trials and steps per second, as Optuna shows one.
 
@@ -19,7 +23,7 @@ class Progress:
         if enabled:
             from tqdm.auto import tqdm  # comes with Optuna, which shows its bars with it
 
-            self._bar = tqdm(total=total, unit=" trials")
+            self._bar = tqdm(total=total, bar_format=_FORMAT, mininterval=_REFRESH, miniters=0)
 
     def __enter__(self) -> Progress:
         return self
@@ -38,5 +42,6 @@ class Progress:
         if self._bar is None:
             return
         seconds = max(time.perf_counter() - self._started, 1e-9)
-        self._bar.set_postfix_str(f"{model_steps / seconds:,.0f} model steps/s", refresh=False)
+        speed = f"{trials / seconds:.3g} trials/s, {model_steps / seconds:,.0f} model steps/s"
+        self._bar.set_postfix_str(speed, refresh=False)
         self._bar.update(trials - self._bar.n)

@@ -168,6 +168,11 @@ _DROPOUTS: dict[type[nn.Module], bool] = {
 }
 
 
+def is_counter(buffer: str) -> bool:
+    """Whether a buffer, by its name, tells how often a random layer was called."""
+    return buffer.rpartition(".")[2] == "calls"
+
+
 def own_randomness(model: nn.Module, seed: int) -> nn.Module:
     """Replace torch's dropout layers of a network by ones that belong to it; return the network.
 

@@ -1,19 +1,21 @@
-"""A study as a batch of trials needs it; what of it is private in Optuna is touched here only."""
+"""A study as a batch of trials needs it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from contextlib import contextmanager
 from contextlib import nullcontext
 from typing import Any
 
 import optuna
 from optuna.study import Study
-from optuna.trial import FrozenTrial
 from optuna.trial import Trial
+from optuna.trial import TrialState
 
 from optuna_ext._bulk import BulkStorage
+from optuna_ext.samplers import _host
 from optuna_ext.storage import bulk_storage
 
 
@@ -23,40 +25,26 @@ def running(study: Study) -> Iterator[Study]:
 
     Everything is written in the end.
     """
-    storage = bulk_storage(study._storage)
-    mine = isinstance(storage, BulkStorage) and storage is not study._storage
-    fast = study
-    if mine:
-        fast = optuna.load_study(
-            study_name=study.study_name,
-            storage=storage,
-            sampler=study.sampler,
-            pruner=study.pruner,
-        )
-    if fast._thread_local.in_optimize_loop:
-        raise RuntimeError("Nested invocation of optimize isn't allowed.")
-    fast._stop_flag = False
-    fast._thread_local.in_optimize_loop = True
-    try:
-        with storage if isinstance(storage, BulkStorage) and mine else nullcontext():
-            yield fast
-    finally:
-        fast._thread_local.in_optimize_loop = False
-
-
-def is_stopped(study: Study) -> bool:
-    """Whether somebody called ``study.stop()``."""
-    return study._stop_flag
+    given = _host.storage_of(study)
+    storage = bulk_storage(given)
+    if not isinstance(storage, BulkStorage) or storage is given:
+        with _host.optimizing(study):
+            yield study
+        return
+    fast = optuna.load_study(
+        study_name=study.study_name, storage=storage, sampler=study.sampler, pruner=study.pruner
+    )
+    with _host.optimizing(fast), storage:
+        yield fast
 
 
 def ask(study: Study, n: int, *, note: Mapping[str, Any]) -> Iterator[Trial]:
     """Ask for trials one by one, of which all get the user attributes ``note``."""
-    storage = study._storage
+    storage = _host.storage_of(study)
     if isinstance(storage, BulkStorage):
-        waiting = storage.get_all_trials(
-            study._study_id, deepcopy=False, states=(optuna.trial.TrialState.WAITING,)
-        )
-        storage.reserve(study._study_id, max(0, n - len(waiting)), user_attrs=note)
+        waiting = _host.all_trials(study, states=(TrialState.WAITING,))
+        n_new = max(0, n - len(waiting))
+        storage.reserve(_host.study_id_of(study), n_new, user_attrs=note)
     for _ in range(n):
         trial = study.ask()
         for key, value in note.items():
@@ -65,17 +53,7 @@ def ask(study: Study, n: int, *, note: Mapping[str, Any]) -> Iterator[Trial]:
         yield trial
 
 
-def telling(study: Study) -> Any:
+def telling(study: Study) -> AbstractContextManager[Any]:
     """Return a context in which trials that are told are written together."""
-    storage = study._storage
+    storage = _host.storage_of(study)
     return storage.batch() if isinstance(storage, BulkStorage) else nullcontext()
-
-
-def go_on_with(study: Study, trial: FrozenTrial) -> Trial:
-    """Return a running trial as ``study.ask()`` did."""
-    return Trial(study, trial._trial_id)
-
-
-def frozen(trial: Trial) -> FrozenTrial:
-    """Return what is stored of a trial."""
-    return trial.study._storage.get_trial(trial._trial_id)

@@ -1,38 +1,41 @@
 from __future__ import annotations
 
-from collections.abc import Callable
 from collections.abc import Hashable
 from collections.abc import Iterable
 from collections.abc import Mapping
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 import logging
-import math
 from typing import Any
 
 import optuna
 from optuna.study import StudyDirection
 from optuna.trial import Trial
 import torch
-from torch import nn
 
 from optuna_ext.fused._devices import is_out_of_memory
 from optuna_ext.fused._devices import release_memory
 from optuna_ext.fused._devices import resolve_device
 from optuna_ext.fused._group import Group
 from optuna_ext.fused._group import Settings
-from optuna_ext.fused._group import States
-from optuna_ext.fused._problem import epochs_of
+from optuna_ext.fused._memory import Footprint
+from optuna_ext.fused._parents import LostParentError
+from optuna_ext.fused._parents import Parent
+from optuna_ext.fused._parents import Parents
+from optuna_ext.fused._parents import States
 from optuna_ext.fused._problem import folds_on
+from optuna_ext.fused._problem import is_rowwise
+from optuna_ext.fused._problem import last_epoch
 from optuna_ext.fused._problem import member_of
 from optuna_ext.fused._problem import metrics_of
+from optuna_ext.fused._problem import n_parameters
 from optuna_ext.fused._problem import number_of
 from optuna_ext.fused._problem import Problem
 from optuna_ext.fused._signature import signature
-from optuna_ext.fused._study import frozen
 from optuna_ext.fused._training import Result
 from optuna_ext.fused._training import Training
+from optuna_ext.lineage import resumed_from
+from optuna_ext.samplers import _host
 
 
 _logger = logging.getLogger(__name__)
@@ -44,8 +47,12 @@ class Trainer:
     Trials whose networks make one program are trained as one. A slot is free as soon as its trial
     has ended or was removed, and new trials may take it while the others go on.
 
-    A trial with the user attribute ``parent``, the number of a trial that ended in the epoch just
-    before, goes on with the weights and the optimizer state of that trial. Its steps count on.
+    A trial with the user attribute ``parent``, the number of an earlier trial, goes on with the
+    weights and the optimizer state of that trial, and its steps count on. Rows are copied on the
+    device as long as the parent is still in its slot; of those that lose theirs, the two last
+    generations of a population (:class:`~optuna_ext.PopulationBasedTrainingSampler`) and paused
+    trials (:class:`~optuna_ext.SuccessiveHalving`, :class:`~optuna_ext.Hyperband`) are kept in the
+    memory of the CPU.
 
     Args:
         problem:
@@ -123,7 +130,9 @@ class Trainer:
         self._groups: dict[Hashable, Group] = {}
         self._trainings: dict[int, Training] = {}  # by number
         self._queue: list[Training] = []  # of them, without a slot
-        self._left: dict[int, _Left] = {}  # by trials that ended in the last epoch
+        self._parents = Parents()
+        self.footprint = Footprint(self._folds, loss=problem.loss, amp=amp)
+        """Predicts the memory of a slot."""
         self._orders = torch.Generator(self.device)
         self._rowwise: bool | None = None
 
@@ -136,6 +145,11 @@ class Trainer:
     def room(self) -> int:
         """How many trials may be added now."""
         return max(0, self.slots - len(self._trainings))
+
+    @property
+    def has_parents(self) -> bool:
+        """Whether trials that have ended are kept, because others may go on from them later."""
+        return self._parents.are_wanted
 
     @property
     def engines(self) -> dict[str, str]:
@@ -159,7 +173,12 @@ class Trainer:
                 if not self.room:
                     raise ValueError(f"trials must be no more than the {self.slots} slots.")
                 try:
-                    trainings.append(self._begin(trial))
+                    training = self._begin(trial)
+                    if training.is_over:  # its parent has trained it all
+                        self._parents.serve(self._trainings.pop(trial.number))
+                        results.append(Result(trial=trial, final_value=training.value))
+                    else:
+                        trainings.append(training)
                 except optuna.TrialPruned:
                     results.append(Result(trial=trial))
                 except self._catch as error:
@@ -175,58 +194,52 @@ class Trainer:
         seed = problem.seed(trial) if callable(problem.seed) else problem.seed
         build = partial(member_of, problem, hyperparameters, seed)
         members = [build() for _ in self._folds]
-        noted = frozen(trial).user_attrs  # by samplers, of which the trial itself does not know
-        parent = noted.get("parent")
-        if parent is not None and parent not in self._left and not is_known:
-            raise ValueError(
-                "parent must be a trial that has just ended, because weights are kept no longer, "
-                f"but trial {trial.number} has parent {parent}: use as many slots as the "
-                "population has members."
-            )
+        stored = _host.stored(trial)
+        origin = resumed_from(stored) if is_known else self._parents.origin_of(trial, stored)
+        parent, start = origin or (None, 0)
         training = Training(
             trial=trial,
             build=build,
             members=members,
-            epochs=epochs_of(problem, hyperparameters),
+            epochs=last_epoch(problem, hyperparameters, start=start),
             passes=number_of(problem.passes, hyperparameters),
             rows=[len(fold.train[0]) for fold in self._folds],
             candidates=problem.best_of,
             maximize=trial.study.direction == StudyDirection.MAXIMIZE,
             device=str(self.device),
-            n_parameters=noted.get("n_parameters", _count(members[0].model)),
+            n_parameters=stored.user_attrs.get("n_parameters", n_parameters(members[0])),
+            more_notes=problem.notes,
+            noted=stored.user_attrs,
             parent=parent,
-            first=self._left[parent].step if parent in self._left else 0,
         )
+        self._parents.begin(training, is_known=is_known)
         self._trainings[trial.number] = training
         return training
 
     def _place(self, trainings: Sequence[Training]) -> list[Result]:
         """Give slots to trials, group by group."""
-        parents = {t.parent for t in trainings if t.parent is not None}
-        inherited = {number: self._left[number].states() for number in parents & {*self._left}}
         together: dict[Hashable, list[Training]] = {}
         for training in trainings:
             program = signature(training.members[0], rowwise=self._is_rowwise(training))
             together.setdefault((program, training.passes), []).append(training)
-        results: list[Result] = []
         for key, members in together.items():
             if key not in self._groups:
                 self._groups[key] = Group(self._settings, self._folds, passes=members[0].passes)
+            elsewhere = {t.parent for t in members} - {*self._groups[key].ended}
+            for group in self._groups.values():
+                group.leave([n for n in group.ended if n in elsewhere], self._parents)
+        results: list[Result] = []
+        for key, members in together.items():
             try:
-                self._groups[key].add(members, inherited)
+                self._groups[key].add(members, self._parents)
             except (RuntimeError, MemoryError) as error:
                 results += self._split(key, error, also=members)
         return results
 
     def _is_rowwise(self, training: Training) -> bool:
-        """Find out whether the loss gives one number per row."""
         if self._rowwise is None:
-            member = training.members[0]
-            x, y = (rows[:2].cpu() for rows in self._folds[0].train)
-            with torch.no_grad():
-                losses = self._problem.loss(member.model.eval()(x), y, **member.hyper)
-            member.model.train()
-            self._rowwise = losses.dim() > 0
+            x, y = self._folds[0].train
+            self._rowwise = is_rowwise(self._problem, training.members[0], x, y)
         return self._rowwise
 
     def step(self) -> list[Result]:
@@ -235,12 +248,11 @@ class Trainer:
         Returns:
             A result per trial, in order of their numbers. What is over has left the trainer.
         """
-        self._left.clear()
         room = self.slots - (len(self._trainings) - len(self._queue))
         waiting, self._queue = self._queue[:room], self._queue[room:]
         results = self._place(waiting)
         for key, group in [*self._groups.items()]:
-            group.release()
+            group.release(self._parents)
             if not group.active:
                 del self._groups[key]
                 continue
@@ -248,6 +260,7 @@ class Trainer:
                 results += self._train(group)
             except (RuntimeError, MemoryError) as error:
                 results += self._split(key, error)
+        self._parents.tidy()
         return sorted(results, key=lambda result: result.trial.number)
 
     def _train(self, group: Group) -> list[Result]:
@@ -263,49 +276,37 @@ class Trainer:
         for training in active.values():
             training.epoch += 1
             self.model_steps += training.steps_per_epoch
+        self.footprint.see(next(iter(active.values())), group.populations[0].engine)
         has_test = self._folds[0].test is not None
-        test: dict[str, list[float]] = {}
+        test: list[dict[str, float]] = [{} for _ in valid]
         if has_test and any(training.is_candidate for training in active.values()):
             test = group.evaluate("test")
         return [
-            self._result(
-                group, slot, training, losses[slot], _column(valid, slot), _column(test, slot)
-            )
+            self._result(group, training, losses[slot], valid[slot], test[slot])
             for slot, training in active.items()
         ]
 
     def _result(
         self,
         group: Group,
-        slot: int,
         training: Training,
         loss: float,
         valid: Mapping[str, float],
         test: Mapping[str, float],
     ) -> Result:
-        name, value = next(iter(valid.items()))
-        reason = None
-        if not math.isfinite(loss + sum(valid.values())):
-            shown = " and ".join(f"the validation {name} {value}" for name, value in valid.items())
-            reason = (
-                f"diverged in epoch {training.epoch}: the training loss is {loss} and {shown}."
-            )
-        elif training.is_candidate:
-            notes = {"train_loss": loss}
-            notes |= {f"valid_{name}": value for name, value in valid.items()}
-            notes |= {f"test_{name}": value for name, value in test.items()}
-            training.keep(value, notes)
+        reason = training.take_in(loss, valid, test)
         is_over = training.is_over or reason is not None
         if is_over:
-            self._end(group, slot, training)
+            self._end(group, training, failed=reason is not None)
+        value = next(iter(valid.values()))
         return Result.of(training, value=value, is_over=is_over, reason=reason)
 
-    def _end(self, group: Group, slot: int, training: Training) -> None:
+    def _end(
+        self, group: Group, training: Training, *, is_paused: bool = False, failed: bool = False
+    ) -> None:
         group.remove(training)
         del self._trainings[training.trial.number]
-        self._left[training.trial.number] = _Left(
-            step=training.step, states=partial(group.state_of, slot)
-        )
+        self._parents.end(training, is_paused=is_paused, failed=failed)
 
     def remove(self, trial: Trial) -> None:
         """Stop with a trial; its slot is free."""
@@ -313,9 +314,10 @@ class Trainer:
         if training in self._queue:
             self._queue.remove(training)
             del self._trainings[trial.number]
+            self._parents.serve(training)
             return
         group = next(group for group in self._groups.values() if training in group.slots)
-        self._end(group, group.slot_of(training), training)
+        self._end(group, training, is_paused=True)
 
     def _split(
         self, key: Hashable, error: BaseException, *, also: Sequence[Training] = ()
@@ -328,6 +330,7 @@ class Trainer:
         if not is_out_of_memory(error):
             raise error
         group = self._groups.pop(key)
+        self._parents.lose(group.ended)
         active = [*group.active.values()]
         concerned = active + [training for training in also if training not in active]
         group.populations.clear()
@@ -343,22 +346,24 @@ class Trainer:
                 self._queue.append(training)
             else:
                 del self._trainings[training.trial.number]
+                self._parents.serve(training)
                 results.append(Result.of(training, is_over=True, reason=reason))
         return results
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything that is needed to go on in another process."""
-        trials = [
-            training.state() | {"folds": group.state_of(slot)}
-            for group in self._groups.values()
-            for slot, training in group.active.items()
-        ]
-        left = {number: (left.step, left.states()) for number, left in self._left.items()}
+        ended: dict[int, States] = {}
+        trials: dict[int, dict[str, Any]] = {}
+        for group in self._groups.values():
+            ended |= group.states_of_ended()
+            for slot, training in group.active.items():
+                parent = Parent.of(training, is_paused=True, states=group.state_of(slot))
+                trials[training.trial.number] = vars(parent)
         return {
             "slots": self.slots,
             "orders": self._orders.get_state(),
             "trials": trials,
-            "left": left,
+            "parents": self._parents.state_dict(ended),
         }
 
     def load_state_dict(self, state: Mapping[str, Any], trials: Iterable[Trial]) -> list[Result]:
@@ -375,40 +380,24 @@ class Trainer:
         """
         self.slots = min(self.slots, state["slots"])
         self._orders.set_state(state["orders"])
-        for number, (step, states) in state["left"].items():
-            self._left[number] = _Left(step=step, states=partial(list, states))
-        known = {entry["number"]: entry for entry in state["trials"]}
+        self._parents.load_state_dict(state["parents"])
+        known = dict(state["trials"])
+        running = [*trials]
+        for number in known.keys() - {trial.number for trial in running}:
+            self._parents.add(number, known.pop(number))  # has ended since
         results: list[Result] = []
         trainings = []
-        for trial in trials:
-            parent = frozen(trial).user_attrs.get("parent")
-            if trial.number in known or parent is None or parent in self._left:
+        for trial in running:
+            try:
                 trainings.append(self._begin(trial, is_known=trial.number in known))
-            else:
-                reason = f"the weights of its parent, trial {parent}, are lost"
-                results.append(Result(trial=trial, reason=reason))
+            except LostParentError as error:
+                results.append(Result(trial=trial, reason=str(error)))
         room = self.slots
         self._queue += trainings[room:]
         results += self._place(trainings[:room])
         for group in self._groups.values():
             for slot, training in group.active.items():
                 if entry := known.get(training.trial.number):
-                    training.load(entry)
-                    group.load(slot, entry["folds"])
+                    training.load(entry["progress"])
+                    group.load(slot, entry["states"])
         return results
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Left:
-    """What a trial has left that ended: the step it reached, and its weights."""
-
-    step: int
-    states: Callable[[], States]
-
-
-def _count(model: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in model.parameters())
-
-
-def _column(metrics: Mapping[str, Sequence[float]], slot: int) -> dict[str, float]:
-    return {name: values[slot] for name, values in metrics.items()}

@@ -14,6 +14,9 @@ from optuna.trial import Trial
 from optuna_ext.fused._member import Member
 
 
+_PROGRESS = ("epoch", "value", "notes")
+
+
 @dataclass(eq=False, kw_only=True)
 class Training:
     """A trial in training.
@@ -22,16 +25,17 @@ class Training:
         trial: The trial.
         build: Makes what it trains.
         members: What it trains, a network per fold.
-        epochs: How long.
+        epochs: The epoch that is to be the last; epochs count from the birth of the weights.
         passes: How often an epoch goes through the rows.
         rows: How many rows each fold has to train on.
         candidates: Epochs of which the best gives the value; ``None`` for the last one.
         maximize: Whether more is better.
         device: Where.
         n_parameters: How many weights and biases a network has.
+        more_notes: Makes more of what is recorded.
+        noted: User attributes that it began with.
         parent: The number of the trial whose weights it goes on with.
-        first: The step that this one had reached.
-        epoch: Epochs trained so far.
+        epoch: The epoch reached so far: at first that of the parent.
         value: What the trial would be worth if it ended now.
         notes: What is to be recorded with this value.
     """
@@ -46,17 +50,19 @@ class Training:
     maximize: bool
     device: str
     n_parameters: int
+    more_notes: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None
+    noted: Mapping[str, Any] = field(default_factory=dict)
     parent: int | None = None
-    first: int = 0
     epoch: int = 0
     value: float | None = None
     notes: dict[str, float] = field(default_factory=dict)
     started: float = field(default_factory=time.perf_counter)
 
     @property
-    def step(self) -> int:
-        """Epochs since the weights were born."""
-        return self.first + self.epoch
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shapes of its weights."""
+        state = self.members[0].model.state_dict()
+        return {name: tuple(tensor.shape) for name, tensor in state.items()}
 
     @property
     def steps_per_epoch(self) -> int:
@@ -84,9 +90,23 @@ class Training:
         """Whether the value of this epoch is reported."""
         return self.candidates is None or self.epoch in self.candidates
 
-    def keep(self, value: float, notes: Mapping[str, float]) -> None:
+    def take_in(
+        self, loss: float, valid: Mapping[str, float], test: Mapping[str, float]
+    ) -> str | None:
+        """Record what an epoch gave, metric by metric; return why it has failed, if it has."""
+        if not math.isfinite(loss + sum(valid.values())):
+            shown = " and ".join(f"the validation {name} {value}" for name, value in valid.items())
+            return f"diverged in epoch {self.epoch}: the training loss is {loss} and {shown}."
+        if self.is_candidate:
+            notes = {"train_loss": loss}
+            notes |= {f"valid_{name}": value for name, value in valid.items()}
+            notes |= {f"test_{name}": value for name, value in test.items()}
+            self._keep(next(iter(valid.values())), notes)
+        return None
+
+    def _keep(self, value: float, notes: Mapping[str, float]) -> None:
         """Compare what a candidate gives with the best so far; of equals, that stays."""
-        best = self.value
+        best = None if self.candidates is None else self.value
         if best is not None and not (value > best if self.maximize else value < best):
             return
         self.value = value
@@ -96,12 +116,11 @@ class Training:
 
     def state(self) -> dict[str, Any]:
         """Return what has come of it, apart from its networks."""
-        names = ("parent", "first", "epoch", "value", "notes")
-        return {name: getattr(self, name) for name in names} | {"number": self.trial.number}
+        return {name: getattr(self, name) for name in _PROGRESS}
 
     def load(self, state: Mapping[str, Any]) -> None:
-        """Put it back to what :meth:`state` gave."""
-        for name in ("parent", "first", "epoch", "value", "notes"):
+        """Put it to where :meth:`state` has found it, or its parent."""
+        for name in _PROGRESS:
             setattr(self, name, state[name])
 
 
@@ -136,7 +155,7 @@ class Result:
         """Say what came out of an epoch."""
         return cls(
             trial=training.trial,
-            step=training.step,
+            step=training.epoch,
             value=value,
             is_reported=training.is_reported and reason is None,
             is_over=is_over,
@@ -158,6 +177,7 @@ class Result:
             }
         if self.final_value is not None and self.training is not None:
             notes |= self.training.notes
+            notes |= self.training.more_notes(notes) if self.training.more_notes else {}
         return notes | ({} if self.reason is None else {"reason": self.reason})
 
 

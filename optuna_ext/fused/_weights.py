@@ -8,6 +8,8 @@ import torch
 from torch import nn
 from torch import Tensor
 
+from optuna_ext.fused._randomness import is_counter
+
 
 class Weights:
     """The parameters of all members as one matrix ``(slots, P)``, and their buffers.
@@ -59,6 +61,7 @@ class Weights:
         self._keys = {
             key: canonical[id(tensor)] for key, tensor in model.state_dict(keep_vars=True).items()
         }
+        self._learned = {*self._keys.values()} | {n for n in self.buffers if is_counter(n)}
         self._shapes: list[dict[str, torch.Size]] = [{} for _ in range(slots)]
 
     @property
@@ -91,8 +94,12 @@ class Weights:
         return self.member_views(self.flat[slot], slot) | buffers
 
     @torch.no_grad()
-    def write(self, slot: int, tensors: Mapping[str, Tensor]) -> None:
-        """Overwrite a member's parameters and buffers."""
+    def write(self, slot: int, tensors: Mapping[str, Tensor], *, learned: bool = True) -> None:
+        """Overwrite a member's parameters and buffers, or only what it has not learned."""
+        if not learned:
+            for name in self.buffers.keys() - self._learned:
+                self.buffers[name][slot] = tensors[name]
+            return
         self.flat[slot].zero_()
         self._shapes[slot] = {name: tensor.shape for name, tensor in tensors.items()}
         for name, tensor in self.tensors_of(slot).items():
@@ -109,15 +116,19 @@ class Weights:
         """Put back what :meth:`state_of` gave."""
         self.write(slot, {name: state[key] for key, name in self._keys.items()} | dict(rest))
 
-    def copy(self, source: int, target: int) -> None:
-        """Overwrite what a member has learnt, its state dict, by another's.
+    def copy(self, sources: Sequence[int], targets: Sequence[int]) -> None:
+        """Overwrite what members have learned by what others have, all at once.
 
-        Other buffers stay, such as its dropout rate.
+        That is their state dicts and how far their random layers are; other buffers stay, such as
+        dropout rates.
         """
-        self.flat[target] = self.flat[source]
-        for name in self.buffers.keys() & self._keys.values():
-            self.buffers[name][target] = self.buffers[name][source]
-        self._shapes[target] = self._shapes[source]
+        rows, onto = torch.tensor([sources, targets], device=self.flat.device)
+        self.flat[onto] = self.flat[rows]
+        for name in self.buffers.keys() & self._learned:
+            self.buffers[name][onto] = self.buffers[name][rows]
+        shapes = [self._shapes[source] for source in sources]
+        for target, shape in zip(targets, shapes, strict=True):
+            self._shapes[target] = shape
 
     def compact(self, keep: Sequence[int]) -> None:
         """Keep these rows only."""

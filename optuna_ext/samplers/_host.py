@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 import copy
 import hashlib
 from typing import Any
@@ -11,12 +12,14 @@ from typing import TypeVar
 import weakref
 
 import optuna
+from optuna.trial import Trial
 from optuna.trial import TrialState
 
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from collections.abc import Container
+    from collections.abc import Iterator
 
     from optuna.storages import BaseStorage
     from optuna.study import Study
@@ -93,6 +96,48 @@ def is_optimizing(study: Study) -> bool:
     """Return whether this thread runs ``Study.optimize``, which has one trial at a time."""
     whole = getattr(study, "_study", study)  # of a bracket
     return bool(whole._thread_local.in_optimize_loop)
+
+
+@contextmanager
+def optimizing(study: Study) -> Iterator[None]:
+    """Let ``study.stop()`` work inside, and refuse a ``Study.optimize`` there.
+
+    Raises:
+        RuntimeError: If this thread runs ``Study.optimize`` already.
+    """
+    if study._thread_local.in_optimize_loop:
+        raise RuntimeError("Nested invocation of optimize isn't allowed.")
+    study._stop_flag = False
+    study._thread_local.in_optimize_loop = True
+    try:
+        yield
+    finally:
+        study._thread_local.in_optimize_loop = False
+
+
+def is_stopped(study: Study) -> bool:
+    """Return whether somebody has called ``study.stop()``."""
+    return study._stop_flag
+
+
+def storage_of(study: Study) -> BaseStorage:
+    """Return where a study is stored."""
+    return study._storage
+
+
+def study_id_of(study: Study) -> int:
+    """Return the number under which a study is stored."""
+    return study._study_id
+
+
+def stored(trial: Trial) -> FrozenTrial:
+    """Return what is stored of a trial; what samplers have noted, the trial itself cannot tell."""
+    return trial.study._storage.get_trial(trial._trial_id)
+
+
+def go_on_with(study: Study, trial: FrozenTrial) -> Trial:
+    """Return a running trial as ``study.ask()`` did."""
+    return Trial(study, trial._trial_id)
 
 
 def seed_of(study: Study, seed: int | None) -> int:

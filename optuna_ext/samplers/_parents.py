@@ -54,6 +54,28 @@ class Parents:
         running = [s.running for s in slots if s.running is not None]
         return self._source(table, slot, slots, rng), running
 
+    def are_told(
+        self, table: SlotTable, slot: int, first: int, rng: np.random.Generator, *, wait: bool
+    ) -> bool:
+        """Return whether no trial that is running has a say in whose weights a slot gets.
+
+        Args:
+            table: The slots.
+            slot: Whose parent to find, perhaps of the first generation.
+            first: The first slot without a trial.
+            rng: Random generator.
+            wait: Whether all of the generation before have a say, or only the member's own trial.
+        """
+        before = slot - self.population_size
+        if before < 0:
+            return True
+        if not wait:
+            return before < first and table.slot(before).running is None
+        if slot // self.population_size > first // self.population_size:
+            return False
+        parent, running = self.once_certain(table, slot, rng, lost=())
+        return parent is not None or not running
+
     def by_now(self, table: SlotTable, slot: int, rng: np.random.Generator) -> FrozenTrial | None:
         """Choose by the last finished interval of every member, up to the generation before.
 

@@ -292,6 +292,21 @@ class PopulationBasedTrainingSampler(BaseSampler):
         self._plans.pop(_host.trial_key(study, trial), None)
         self._asked.discard(study, trial)
 
+    def n_ready(self, study: Study, n: int) -> int:
+        """Return how many of the next ``n`` trials can be asked for before others are told.
+
+        Who trains several at once asks for no more: the next would have to wait for those that
+        are running. It is 0 if even the first would.
+        """
+        table = self._read(study)
+        coming = table.coming(n)
+        for count, slot in enumerate(coming):
+            if slot is not None and not self._parents.are_told(
+                table, slot, (coming[0] or 0), self._rng(study, slot, 0), wait=self._synchronous
+            ):
+                return count
+        return n
+
     def _check_objectives(self, study: Study) -> None:
         if len(study.directions) > 1:
             raise ValueError(

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass
+import itertools
 import math
 from typing import TYPE_CHECKING
 
@@ -72,6 +73,12 @@ class SlotTable:
             if slot is not None:
                 self._numbers[slot].append(trial.number)
         self._trials = trials
+
+    def coming(self, n: int) -> list[int | None]:
+        """Return the slots of the next ``n`` trials: first of those that wait for their turn."""
+        waiting = (t.number for t in self._trials if t.state == TrialState.WAITING)
+        queued = [self._slots[number] for number in itertools.islice(waiting, n)]
+        return queued + [*range(self._next_slot, self._next_slot + n - len(queued))]
 
     def trial(self, number: int) -> FrozenTrial:
         return self._trials[number]

@@ -3,17 +3,24 @@ from __future__ import annotations
 from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Sequence
+import copy
+import math
 from typing import Any
 
+import optuna
+from optuna.trial import BaseTrial
 import pytest
 import torch
 from torch import nn
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 from torch.optim import Optimizer
 
 from optuna_ext.fused import binary_cross_entropy
 from optuna_ext.fused import Member
+from optuna_ext.fused import optimize
 from optuna_ext.fused import Population
+from optuna_ext.fused import Problem
 
 
 Alone = tuple[list[float], nn.Module, Optimizer]
@@ -160,3 +167,138 @@ def _without_none(state: dict[Any, Any]) -> dict[Any, Any]:
         for key, value in state.items()
         if not (isinstance(value, dict) and all(v is None for v in value.values()))
     }
+
+
+class Toy:
+    """A small problem, its trials as everybody would train them one by one, and studies of it."""
+
+    EPOCHS = 4
+
+    def rows(self, n: int, seed: int = 0, device: str = "cpu") -> tuple[Tensor, Tensor]:
+        generator = torch.Generator().manual_seed(seed)
+        x = torch.randn(n, 2, generator=generator, dtype=torch.float64)
+        return x.to(device), (x[:, 0] * x[:, 1] > 0).long().to(device)
+
+    def suggest(self, trial: BaseTrial) -> dict[str, Any]:
+        return {
+            "units": trial.suggest_categorical("units", [0, 3, 5]),
+            "lr": trial.suggest_float("lr", 1e-3, 1.0, log=True),
+            "momentum": trial.suggest_float("momentum", 0.0, 0.9),
+            "batch_size": trial.suggest_categorical("batch_size", [16, 50]),
+        }
+
+    def model(self, hyperparameters: dict[str, Any]) -> nn.Module:
+        units = hyperparameters["units"]
+        widths = (2, units, 2) if units else (2, 2)
+        layers = [nn.Linear(widths[0], widths[1])]
+        for i, o in zip(widths[1:-1], widths[2:], strict=True):
+            layers += [nn.Tanh(), nn.Linear(i, o)]  # type: ignore[list-item]
+        return nn.Sequential(*layers).double()
+
+    def losses(self, outputs: Tensor, y: Tensor) -> Tensor:
+        return cross_entropy(outputs, y, reduction="none")
+
+    def problem(self, **changes: Any) -> Problem:
+        given: dict[str, Any] = {
+            "suggest": self.suggest,
+            "model": self.model,
+            "loss": self.losses,
+            "train": self.rows(120),
+            "valid": self.rows(70, seed=1),
+            "batch_size": lambda hyperparameters: hyperparameters["batch_size"],
+            "epochs": self.EPOCHS,
+            "seed": lambda trial: trial.number,
+        }
+        return Problem(**{**given, **changes})
+
+    def alone(
+        self,
+        trial: BaseTrial,
+        about: Problem,
+        *,
+        seed: int | None = None,
+        kept: dict[int, Any] | None = None,
+    ) -> float:
+        """Train a trial, from where its parent was ``kept`` if it has one."""
+        h = about.suggest(trial)  # type: ignore[arg-type]
+        seed = trial.number if seed is None else seed
+        torch.manual_seed(seed)
+        net = about.model(h)
+        optimizer = torch.optim.SGD(net.parameters(), lr=h["lr"], momentum=h["momentum"])
+        generator = torch.Generator().manual_seed(seed)
+        things = net, optimizer, generator
+        start = 0
+        if (parent := trial.user_attrs.get("parent")) is not None and kept is not None:
+            start, *states = kept[parent]
+            _restore(things, states, h)
+        assert isinstance(about.epochs, int)
+        last = start + about.interval if about.interval else about.epochs
+        value = math.nan
+        for epoch in range(start + 1, last + 1):
+            value = self._epoch(*things, about, h["batch_size"])
+            trial.report(value, epoch)
+            if kept is not None:
+                states = [net.state_dict(), optimizer.state_dict(), generator.get_state()]
+                kept[trial.number] = epoch, *copy.deepcopy(states)
+            if epoch < last and trial.should_prune():
+                raise optuna.TrialPruned
+        return value
+
+    def _epoch(
+        self,
+        net: nn.Module,
+        optimizer: Optimizer,
+        generator: torch.Generator,
+        about: Problem,
+        batch_size: int,
+    ) -> float:
+        assert isinstance(about.train, tuple)
+        assert isinstance(about.valid, tuple)
+        x, y = about.train
+        for batch in torch.split(torch.randperm(len(x), generator=generator), batch_size):
+            optimizer.zero_grad()
+            self.losses(net(x[batch]), y[batch]).mean().backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+        with torch.no_grad():
+            return self.losses(net(about.valid[0]), about.valid[1]).mean().item()
+
+    def new_study(self, **about: Any) -> optuna.Study:
+        about = {"sampler": optuna.samplers.RandomSampler(seed=0), **about}
+        about.setdefault("pruner", optuna.pruners.NopPruner())
+        return optuna.create_study(**about)
+
+    def run(self, n_trials: int, about: Problem | None = None, **settings: Any) -> optuna.Study:
+        study: optuna.Study = settings.pop("study", None) or self.new_study()
+        # Which engine is the fastest is a matter of chance, on which the last bit depends.
+        settings = {"device": "cpu", "engine": "vmap", **settings}
+        optimize(study, about or self.problem(), n_trials, **settings)
+        return study
+
+    def curves(self, study: optuna.Study) -> list[dict[int, float]]:
+        return [trial.intermediate_values for trial in study.trials]
+
+    def assert_same(
+        self, study: optuna.Study, other: optuna.Study, *, tolerance: float = 1e-12
+    ) -> None:
+        assert len(study.trials) == len(other.trials)
+        for one, two in zip(study.trials, other.trials, strict=True):
+            assert one.params == two.params
+            assert one.state == two.state
+            assert one.intermediate_values == pytest.approx(
+                two.intermediate_values, rel=tolerance, abs=tolerance
+            )
+            assert one.value == pytest.approx(two.value, rel=tolerance, abs=tolerance)
+
+
+def _restore(things: Sequence[Any], states: Sequence[Any], h: dict[str, Any]) -> None:
+    net, optimizer, generator = things
+    net.load_state_dict(states[0])
+    optimizer.load_state_dict(copy.deepcopy(states[1]))
+    optimizer.param_groups[0].update(lr=h["lr"], momentum=h["momentum"])
+    generator.set_state(states[2])
+
+
+@pytest.fixture
+def toy() -> Toy:
+    """Give a small problem and how it is trained."""
+    return Toy()

@@ -1,8 +1,12 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+import itertools
+
 import pytest
 import torch
 from torch import nn
+from torch import Tensor
 from torch.optim import Adam
 from torch.optim import SGD
 
@@ -41,25 +45,53 @@ def test_activations_grow_with_the_batch() -> None:
     assert 4 * 256 * 200 <= grown <= 4 * 4 * 256 * 200
 
 
-def test_the_prediction_holds_on_a_gpu(device: str) -> None:
-    if device == "cpu":
-        pytest.skip("torch counts the memory of GPUs only")
-    x, y = torch.randn(256, 784, device=device), torch.randint(10, (256,), device=device)
+def tiny() -> nn.Module:
+    return nn.Sequential(nn.Linear(64, 5), nn.ReLU(), nn.Linear(5, 5), nn.ReLU(), nn.Linear(5, 2))
+
+
+def wide() -> nn.Module:
+    return nn.Sequential(nn.Linear(64, 256), nn.Tanh(), nn.Linear(256, 10))
+
+
+def convolution() -> nn.Module:
+    layers = nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten()
+    return nn.Sequential(nn.Unflatten(1, (1, 8, 8)), *layers, nn.Linear(128, 10))
+
+
+@pytest.mark.parametrize("make", [tiny, wide, convolution])
+def test_the_prediction_holds(make: Callable[[], nn.Module], device: str) -> None:
+    x, y = torch.randn(130, 64, device=device), torch.randint(2, (130,), device=device)
 
     def member() -> Member:
-        model = nn.Sequential(nn.Linear(784, 256), nn.ReLU(), nn.Linear(256, 10), nn.Sigmoid())
+        model = make()
         return Member(model=model, optimizer=Adam(model.parameters()), batch_size=64)
 
-    def peak(slots: int) -> int:
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        population = Population(
-            member(), slots=slots, loss=cross_entropy, device=device, engine="vmap"
-        )
-        for slot in range(slots):
+    def work() -> None:
+        population = Population(member(), slots=24, loss=losses, device=device, engine="vmap")
+        for slot in range(24):
             population.admit(slot, member())
         population.train_epoch(x, y)
-        return torch.cuda.max_memory_allocated() - before
+        population.evaluate(x, y, {"loss": losses})
 
-    predicted = memory_per_member(member(), x, y, loss=cross_entropy)
-    assert (peak(64) - peak(16)) / 48 == pytest.approx(predicted, rel=0.2)
+    predicted = memory_per_member(member(), x, y, loss=losses, valid=(x, y), slots=24)
+    assert 24 * predicted == pytest.approx(peak_of(work, device), rel=0.2)
+
+
+def losses(outputs: Tensor, y: Tensor) -> Tensor:
+    return torch.nn.functional.cross_entropy(outputs, y, reduction="none")
+
+
+def peak_of(work: Callable[[], None], device: str) -> int:
+    """Measure the most memory that torch had allocated."""
+    if device != "cpu":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        work()
+        return int(torch.cuda.max_memory_allocated() - before)
+    with torch.profiler.profile(profile_memory=True) as profiler:
+        work()
+    assert profiler.profiler is not None
+    assert profiler.profiler.kineto_results is not None
+    events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
+    events.sort(key=lambda event: event.start_ns())
+    return max(itertools.accumulate(int(event.nbytes()) for event in events))

@@ -279,7 +279,7 @@ def test_a_copy_goes_on_like_its_source(
     population = together([member(slot) for slot in range(3)], engine=engine)
     for _ in range(5):
         population.train_epoch(x, y)
-    population.copy(2, 0)
+    population.copy([2], [0])
     twins = population.train_epoch(x, y)
     assert twins[0] == twins[2] != twins[1]
     population.set_hyperparameters(0, lr=0.5)  # explores from there
@@ -303,7 +303,7 @@ def test_a_copy_keeps_its_dropout_and_takes_running_statistics(
     population = together([member(0.0, 1), member(0.5, 2)], engine="vmap")
     population.train_epoch(x, y)
     before = population.state_of(1)["buffers"]
-    population.copy(0, 1)
+    population.copy([0], [1])
     torch.testing.assert_close(population.state_of(1)["buffers"], before, rtol=0, atol=0)
     torch.testing.assert_close(
         population.state_of(1)["model"], population.state_of(0)["model"], rtol=0, atol=0

@@ -19,7 +19,9 @@ from objectives.fusion import problem
 from objectives.training import fit
 from objectives.training import Recipe
 from objectives.training import Task
+from optuna_ext import CheckpointStore
 from optuna_ext import fused
+from optuna_ext import PopulationBasedTrainingSampler
 
 
 CASES: list[tuple[ModuleType, dict[str, Any]]] = [
@@ -98,8 +100,7 @@ def test_the_same_values_alone_and_together(
         assert one.state == two.state
         assert two.intermediate_values == pytest.approx(one.intermediate_values, abs=1e-12)
         assert two.value == pytest.approx(one.value, abs=1e-12)
-        recorded = {"train_seconds", "iterations"}  # what the objectives themselves add
-        for name in one.user_attrs.keys() - recorded:
+        for name in one.user_attrs.keys() - {"train_seconds"}:
             assert two.user_attrs[name] == pytest.approx(one.user_attrs[name], abs=1e-9)
 
 
@@ -119,6 +120,27 @@ def test_in_float32_to_rounding(net: str, device: str) -> None:
         assert two.user_attrs["valid_loss"] == pytest.approx(loss, rel=1e-3)
 
 
-def test_no_epochs_are_refused() -> None:
+def test_a_population_alone_and_together() -> None:
+    """Together no checkpoint is written and read, and yet all is the same."""
+    task = doubled(objectives.boundaries.task(dataset=3, net="three-layer"))
+    store = CheckpointStore(":memory:")
+    alone, together = new_study(objectives.boundaries), new_study(objectives.boundaries)
+    for study in (alone, together):
+        study.sampler = PopulationBasedTrainingSampler(population_size=3, seed=1)
+    settings: dict[str, Any] = {"epochs": 1, "interval": 1, "device": "cpu", "seed": 3}
+    alone.optimize(lambda trial: fit(trial, task, checkpoints=store, **settings), n_trials=9)
+    fused.optimize(together, problem(task, **settings), 9, slots=3, device="cpu")
+    for one, two in zip(alone.trials, together.trials, strict=True):
+        assert one.params == two.params
+        assert two.intermediate_values == pytest.approx(one.intermediate_values, abs=1e-12)
+        for name in one.user_attrs.keys() - {"train_seconds", "checkpoint"}:
+            assert two.user_attrs[name] == pytest.approx(one.user_attrs[name], abs=1e-9)
+    assert "parent" in together.trials[8].user_attrs
+
+
+def test_what_is_refused(small_data: Path) -> None:
     with pytest.raises(ValueError, match="epochs must be at least 1, but it is 0"):
         problem(objectives.digits.task(), epochs=0)
+    cats = problem(objectives.cats.task(data_dir=small_data), epochs=1, interval=1, device="cpu")
+    with pytest.raises(ValueError, match="interval must be None where the parameters"):
+        fused.optimize(new_study(objectives.cats), cats, 1, device="cpu")

@@ -36,6 +36,7 @@ def test_the_same_values_as_one_by_one(capsys: pytest.CaptureFixture[str]) -> No
     assert digits.main([*QUICK, *flags, "--slots", "4"]) == 0
     said = capsys.readouterr()
     assert "model steps/s" in said.err
+    assert "4 slots of " in said.err
     assert "6/6 trials" in said.err
     assert digits.main([*QUICK[1:], *flags, "--study", "digits-alone"]) == 0
     alone = optuna.load_study(study_name="digits-alone", storage="sqlite:///runs/digits.db")

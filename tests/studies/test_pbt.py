@@ -91,6 +91,22 @@ def _ancestors(study: Study, trial: FrozenTrial) -> set[int]:
     return {part.trial for part in lineage(study, trial)}
 
 
+def test_one_program_trains_the_whole_population(capsys: pytest.CaptureFixture[str]) -> None:
+    flags = [*SMALL, "--fused", "--no-figure"]
+    assert pbt.main([*flags, "--generations", "2"]) == 0
+    assert pbt.main([*flags, "--generations", "4"]) == 0
+    assert "model steps/s" in capsys.readouterr().err
+    study = load()
+    assert len(study.trials) == 12
+    for trial in study.trials:
+        steps = trial.user_attrs["generation"] + 1
+        assert list(trial.intermediate_values) == [steps]
+        assert [part.steps for part in lineage(study, trial)] == [
+            range(step, step + 1) for step in range(1, steps + 1)
+        ]
+    assert not Path("runs/digits-pbt-checkpoints").exists()
+
+
 def test_workers_train_the_same_population() -> None:
     flags = [*SMALL, "--generations", "3", "--no-figure"]
     assert pbt.main([*flags, "--study", "one"]) == 0
@@ -131,6 +147,8 @@ def test_a_killed_population_goes_on_as_if_nothing_had_happened() -> None:
         ([*SMALL, "--sampler", "sobl"], "did you mean 'sobol'?"),
         ([*SMALL, "--sampler-arg", "resample_probability=2"], "must be in [0, 1], but got 2"),
         ([*SMALL, "--exploit", "best"], "--exploit"),
+        ([*SMALL, "--fused", "--checkpoints", "here"], "--checkpoints must not be given with"),
+        (["own.py:objective", "--fused"], "--fused needs one of boundaries, digits, fashion"),
         (["own.py:forgetful"], "objective 'own-forgetful' must take the argument 'checkpoints'"),
         (["own.py:none"], "unknown function 'none'"),
         (["digts"], "unknown objective 'digts': did you mean 'digits'?"),
