@@ -40,7 +40,6 @@ def make_artifacts(place: str | os.PathLike[str]) -> None:
 class Unsaved:
     """Stands in for the run of a store where nothing is kept."""
 
-    start = 0
     step = 0
     start = 0
     origin = None

@@ -79,7 +79,9 @@ def make_continuation_plan(
                 f"objective {objective.name!r} must take the argument {name!r}, as --help says"
             )
     storage = options.storage or default_storage(objective)
-    study = options.study or f"{study_name(objective, arguments)}-{method}"
+    study = options.study
+    if study is None:  # an empty one is refused
+        study = f"{study_name(objective, arguments)}-{method}"
     options = replace(options, storage=storage, study=study)
     if keeps_checkpoints and not options.checkpoints:
         place = file_beside(storage, f"{study}-checkpoints")
