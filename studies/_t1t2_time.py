@@ -92,7 +92,9 @@ def overhead(options: Options, own: Mapping[str, Any]) -> int:
         sys.stdout.write(json.dumps([asdict(row) for row in found]) + "\n")
         return 0
     title = f"time of a step with T1-T2 over one without, batches of {_BATCH}, on {device}"
-    Console().print(_table(found, title=title))
+    console = Console()
+    console = console if console.is_terminal else Console(width=150)
+    console.print(_table(found, title=title))
     return 0
 
 
