@@ -190,8 +190,9 @@ def test_when_every_trial_fails_the_exit_code_is_1(
 
 
 def test_the_timeout_starts_no_more_trials(toy: Toy) -> None:
-    assert _main(toy, "--trials", 1) == 0  # imports what would take a part of the time
-    assert _main(toy, "--trials", 1000, "--arg", "pause=0.1", "--timeout", 2) == 0
+    slowly = ("--arg", "pause=0.1")
+    assert _main(toy, *slowly, "--trials", 1) == 0  # imports what would take a part of the time
+    assert _main(toy, *slowly, "--trials", 1000, "--timeout", 2) == 0
     assert 1 < len(toy.trials()) <= 22
     assert set(toy.states()) == {"COMPLETE"}
 
