@@ -43,7 +43,7 @@ from optuna_ext import sqlite
 _LR = 1e-4, 1.0
 _MOMENTUM = 0.0, 0.95
 _FRACTION = 0.2
-_TRAIN, _VALID = 10_000, 500  # images
+_TRAIN = 10_000  # images
 _BATCH = 32
 
 
@@ -55,12 +55,16 @@ class Setting:
         members: Members of the population.
         intervals: Of every member.
         steps: Of an interval, on 32 images each.
+        images: On which a member is measured after an interval.
+        workers: Threads of a study; Ray Tune has as many CPUs, the plain loop is one.
         data_dir: Where MNIST is; None for ``$OPTUNA_EXT_DATA``.
     """
 
     members: int
     intervals: int
     steps: int
+    images: int
+    workers: int
     data_dir: Path | None
 
 
@@ -101,6 +105,7 @@ class Member:
     def train(self) -> float:
         """Train an interval; return the accuracy on the validation images."""
         train_x, train_y, valid_x, valid_y = _data(self._setting.data_dir)
+        valid_x, valid_y = valid_x[: self._setting.images], valid_y[: self._setting.images]
         for _ in range(self._setting.steps):
             rows = torch.randint(_TRAIN, (_BATCH,), generator=self.generator)
             self.optimizer.zero_grad()
@@ -131,8 +136,8 @@ def _data(data_dir: Path | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return (
         data.train_x[:_TRAIN],
         data.train_y[:_TRAIN],
-        data.valid_x[:_VALID],
-        data.valid_y[:_VALID],
+        data.valid_x,
+        data.valid_y,
     )
 
 
@@ -234,7 +239,9 @@ def _study(
         pruner=NopPruner(),
     )
     n_trials = setting.members * setting.intervals
-    study.optimize(objective, n_trials=n_trials, callbacks=[lambda *_: clock.tick()])
+    study.optimize(
+        objective, n_trials, n_jobs=setting.workers, callbacks=[lambda *_: clock.tick()]
+    )
     accuracy = max(t.value or 0.0 for t in study.trials[-setting.members :])
     return lambda name, seed: clock.timing(name, seed, accuracy)
 
@@ -245,7 +252,7 @@ def has_ray() -> bool:
 
 
 def ray_tune(setting: Setting, seed: int) -> Timing:
-    """Train a population with Ray Tune on two CPUs, its actors being used again."""
+    """Train a population with Ray Tune, its actors being used again."""
     import ray
     from ray import tune
     from ray.tune.schedulers import PopulationBasedTraining
@@ -289,7 +296,7 @@ def ray_tune(setting: Setting, seed: int) -> Timing:
     }
     _keep_quiet()
     ray.init(
-        num_cpus=2,
+        num_cpus=setting.workers,
         include_dashboard=False,
         log_to_driver=False,
         configure_logging=False,

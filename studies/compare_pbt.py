@@ -117,6 +117,12 @@ def speed(
     members: Annotated[int, typer.Option(help="Members of the population.", min=2)] = 8,
     intervals: Annotated[int, typer.Option(help="Intervals of every member.", min=2)] = 20,
     steps: Annotated[int, typer.Option(help="Steps of an interval, 32 images each.", min=1)] = 5,
+    images: Annotated[
+        int, typer.Option(help="Images on which an interval is measured.", min=1, max=5000)
+    ] = 500,
+    workers: Annotated[
+        int, typer.Option(help="Threads of the studies, CPUs of Ray Tune.", min=1)
+    ] = 2,
     without: Annotated[
         list[str] | None, typer.Option(help=f"{', '.join(CONTESTANTS)}; repeatable.")
     ] = None,
@@ -125,7 +131,7 @@ def speed(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Time the same population in a study, a plain loop and Ray Tune, on two CPUs."""
+    """Time the same population in a study, a plain loop and Ray Tune."""
     for name in without or []:
         if name not in CONTESTANTS:
             raise unknown("--without", name, CONTESTANTS)
@@ -135,13 +141,23 @@ def speed(
         names.remove("Ray Tune")
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     torch.set_num_threads(1)
-    setting = Setting(members, intervals, steps, data_dir)
+    setting = Setting(
+        members=members,
+        intervals=intervals,
+        steps=steps,
+        images=images,
+        workers=workers,
+        data_dir=data_dir,
+    )
     timings = list(_progress(race(setting, range(seeds), names), seeds * len(names)))
     if json:
         typer.echo(dumps([_finite(asdict(timing)) for timing in timings], indent=2))
         return
     console = _console()
-    title = f"{members} x {intervals} intervals of {steps} steps, {seeds} seeds"
+    title = (
+        f"{members} x {intervals} intervals of {steps} steps and {images} images, {seeds} seeds; "
+        f"{workers} threads of a study, {workers} CPUs of Ray Tune"
+    )
     console.print(f"[bold]MNIST: {title}; medians[/bold]")
     console.print(_speed_table(timings, names))
 

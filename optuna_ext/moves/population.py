@@ -22,7 +22,7 @@ from optuna_ext.moves.variation import Snap
 
 
 PERTURB = Mutation(factor=2.0, largest=0.25)
-"""Numbers above zero by 2 or 0.5, others by a thirty-second to a quarter of their range.
+"""Numbers by 2 or 0.5, about zero and below by a thirty-second to a quarter of their range.
 
 Whoever takes over trains beside its donor, so a learning rate is tried with its double or its half
 until the end. With smaller factors, such as 1.25, small populations may collapse to one value.

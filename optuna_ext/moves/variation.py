@@ -47,13 +47,13 @@ class Scale:
         low: Value at coordinate 0.
         high: Value at coordinate 1, ``high > low``.
         log: Whether the values are on a log scale; then ``low > 0``.
-        positive: Whether all values are above zero, so that they can be multiplied.
+        nonnegative: Whether no value is below zero, so that they can be multiplied.
     """
 
     low: float
     high: float
     log: bool
-    positive: bool
+    nonnegative: bool
 
     def multiply(self, u: float, factor: float) -> float:
         """Return the coordinate of ``factor`` times the value at ``u``; may leave [0, 1)."""
@@ -61,6 +61,10 @@ class Scale:
             return u + math.log(factor) / math.log(self.high / self.low)
         span = self.high - self.low
         return (factor * (self.low + u * span) - self.low) / span
+
+    def is_about_zero(self, u: float, share: float) -> bool:
+        """Tell whether the value at ``u`` is zero, or less than a share of the largest one."""
+        return self.low <= 0.0 and self.low + u * (self.high - self.low) < share * self.high
 
 
 @dataclass(frozen=True)
@@ -74,9 +78,10 @@ class Mutation:
       with a random sign, on the scale of the unit cube, which for a log distribution is the log
       of the value. So every order of magnitude of steps has its share, and there is no step
       length to tune or to anneal (the mutation of the breeder genetic algorithm).
-    - With ``factor``, a column of positive values is multiplied by ``factor`` or by
+    - With ``factor``, a number that is not negative is multiplied by ``factor`` or by
       ``1 / factor`` instead. The two are reciprocal, so that the logarithm of a value does not
-      drift where nobody selects; with 0.8 and 1.2, say, it loses 2% a step.
+      drift where nobody selects; with 0.8 and 1.2, say, it loses 2% a step. In a range from zero
+      on, what is below ``smallest`` of it takes a step, as zero times anything stays zero.
     - An unordered column takes any of its other values (``"resample"``) or the one before or
       after it in the list, round the ends (``"neighbor"``).
 
@@ -125,7 +130,11 @@ class Mutation:
             rng: Random generator.
         """
         sign = 1.0 if rng.random() < 0.5 else -1.0
-        if self.factor is not None and scale.positive:
+        if (
+            self.factor is not None
+            and scale.nonnegative
+            and not scale.is_about_zero(u, self.smallest)
+        ):
             shift = scale.multiply(u, self.factor**sign) - u
             if not 0.0 <= u + shift < 1.0:
                 shift = scale.multiply(u, self.factor**-sign) - u

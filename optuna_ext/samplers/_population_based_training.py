@@ -115,12 +115,13 @@ class PopulationBasedTrainingSampler(BaseSampler):
             :mod:`optuna_ext.moves.population` with other settings, such as ``Truncation(0.25)``.
         explore:
             What becomes of parameters when they are copied. The default, :obj:`None`, multiplies
-            numbers above zero by 2 or by 0.5 and moves others by up to a quarter of their
-            range, in either case by one value at least and inside the range; choices in
-            increasing order move to the next, others stay. A :class:`~optuna_ext.moves.Mutation`
-            moves numbers in another way. A function is given the copied parameters and a NumPy
-            generator, and returns the new ones. A sampler, such as
-            :class:`~optuna.samplers.TPESampler`, proposes new parameters for the copied weights.
+            numbers by 2 or by 0.5; in ranges that include zero, those about zero, and in ranges
+            that include negative numbers all, move by up to a quarter of the range instead. They
+            change by one value at least and stay inside the range; choices in increasing order
+            move to the next, others stay. A :class:`~optuna_ext.moves.Mutation` moves numbers in
+            another way. A function is given the copied parameters and a NumPy generator, and
+            returns the new ones. A sampler, such as :class:`~optuna.samplers.TPESampler`,
+            proposes new parameters for the copied weights.
         resample_probability:
             Probability of each parameter to be drawn anew instead, from its whole range, in
             ``[0, 1]``; not with a function or a sampler for ``explore``.

@@ -45,7 +45,9 @@ def snap_to(space: UnitSpace) -> Callable[[np.ndarray], np.ndarray]:
 def scale_of(distribution: BaseDistribution) -> Scale:
     """Return the values at both ends of an ordered column, bins and all (see UnitSpace)."""
     if not isinstance(distribution, FloatDistribution | IntDistribution):
-        return Scale(low=0.0, high=1.0, log=False, positive=False)  # choices in order
+        return Scale(low=0.0, high=1.0, log=False, nonnegative=False)  # choices in order
     low, high = distribution.low, distribution.high
     half_bin = (distribution.step or 0) / 2
-    return Scale(low=low - half_bin, high=high + half_bin, log=distribution.log, positive=low > 0)
+    return Scale(
+        low=low - half_bin, high=high + half_bin, log=distribution.log, nonnegative=low >= 0
+    )

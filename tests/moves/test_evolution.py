@@ -24,7 +24,7 @@ from optuna_ext.moves.variation import uniform_crossover
 
 
 N_LEVELS = 4
-SCALE = Scale(0, N_LEVELS, log=False, positive=False)
+SCALE = Scale(0, N_LEVELS, log=False, nonnegative=False)
 Values = list[float]
 some_values = st.lists(st.sampled_from([0.0, 1.0, 2.0, 3.0, math.inf]), min_size=1, max_size=20)
 

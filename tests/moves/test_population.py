@@ -159,9 +159,9 @@ def test_a_donor_is_one_of_the_best_known() -> None:
 
 
 SCALES = (
-    Scale(low=1e-4, high=1.0, log=True, positive=True),
-    Scale(low=0.0, high=0.9, log=False, positive=False),
-    Scale(low=0.5, high=4.5, log=False, positive=True),  # 1, 2, 3, 4
+    Scale(low=1e-4, high=1.0, log=True, nonnegative=True),
+    Scale(low=-0.9, high=0.9, log=False, nonnegative=False),
+    Scale(low=0.5, high=4.5, log=False, nonnegative=True),  # 1, 2, 3, 4
     None,
 )
 
@@ -185,6 +185,22 @@ def test_a_perturbation_moves_numbers_and_leaves_choices(seed: int, start: float
     assert abs(new[1] - start) <= 0.25 + 1e-9
     old, value = (1 + math.floor(4 * u) for u in (row[2], new[2]))
     assert value in {1: (2,), 2: (1, 4), 3: (1, 2), 4: (2,)}[old]  # double or half, in range
+
+
+@given(seed=st.integers(0, 10_000), start=st.floats(0, 1, exclude_max=True))
+def test_a_number_is_doubled_or_halved_unless_it_is_about_zero(seed: int, start: float) -> None:
+    new = explore(
+        np.array([start]),
+        resample_probability=0.0,
+        scales=(Scale(low=0.0, high=0.9, log=False, nonnegative=True),),
+        snap=lambda _, u: u,
+        mutation=PERTURB,
+        rng=rng(seed),
+    )[0]
+    if start >= 1 / 32:
+        assert new == pytest.approx(start / 2) or new == pytest.approx(2 * start)
+    else:  # zero could never be left by factors
+        assert 1 / 32 <= abs(new - start) + 1e-9 <= 0.25 + 1e-8
 
 
 def test_perturbations_do_not_drift() -> None:

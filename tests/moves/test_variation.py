@@ -37,7 +37,7 @@ NUMBERS: list[Numbers] = [
 def scale_of(distribution: Numbers) -> Scale:
     half_bin = (distribution.step or 0) / 2
     low, high = distribution.low - half_bin, distribution.high + half_bin
-    return Scale(low, high, distribution.log, positive=distribution.low > 0)
+    return Scale(low, high, distribution.log, nonnegative=distribution.low >= 0)
 
 
 def snap_of(distribution: Numbers) -> Callable[[float], float]:

@@ -75,7 +75,7 @@ def test_speed_has_a_row_per_contestant(real_data: Path) -> None:
 @pytest.mark.data
 def test_a_restored_member_goes_on_alike(real_data: Path) -> None:
     """All contestants train alike, so what they copy must be everything."""
-    setting = Setting(members=2, intervals=1, steps=2, data_dir=real_data)
+    setting = Setting(members=2, intervals=1, steps=2, images=500, workers=1, data_dir=real_data)
     one, other = Member(setting, 0), Member(setting, 1)
     one.train()
     other.restore(one.state())
