@@ -69,7 +69,9 @@ def run_workers(
     try:
         for worker in workers:
             worker.start()
-        while interrupt.signum is None and any(worker.is_running for worker in workers):
+        while interrupt.signum is None and any(
+            worker.is_running or worker.has_died() for worker in workers
+        ):
             time.sleep(_LOOK_EVERY)
             for worker in workers:
                 if worker.has_died():
