@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 import re
+import runpy
 import shlex
 import shutil
 import socket
@@ -19,6 +20,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
+MEASURED = (ROOT / "studies" / "README.md").read_text()
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
 PYTHON = [text for kind, text in BLOCKS if kind == "python"]
 COMMANDS = [
@@ -38,6 +40,9 @@ SMALLER = {
     "--interval": "1",
     "--generations": "2",
 }
+MENTIONED = sorted(
+    {" ".join(c.split()) for c in re.findall(r"`(python -m studies\.[^`]*)`", README + MEASURED)}
+)
 WITHOUT_TRIALS = ("bench", "--designs", "pbt")
 WITH_EPOCHS = ("boundaries", "cats", "digits", "hypergradient")
 
@@ -94,6 +99,33 @@ def test_study(command: str, tmp_path: Path) -> None:
         "def objective(trial):\n    return trial.suggest_float('x', 0, 1)\n"
     )
     run(sys.executable, *words[1:], cwd=tmp_path)
+
+
+@pytest.mark.parametrize("command", MENTIONED)
+def test_mentioned(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Commands within the text take too long: their options exist."""
+    _, _, module, *words = command.split()
+    subcommand = [word for word in words[:1] if not word.startswith("-")]
+    monkeypatch.setattr(sys, "argv", [module, *subcommand, "--help"])
+    monkeypatch.setenv("COLUMNS", "200")
+    with pytest.raises(SystemExit) as end:
+        runpy.run_module(module, run_name="__main__")
+    assert end.value.code == 0
+    shown = capsys.readouterr().out
+    assert not [word for word in words if word.startswith("--") and f"{word} " not in shown]
+
+
+def test_links() -> None:
+    """Links between the two files, and within each, lead to a heading."""
+    for text, folder in ((README, ROOT), (MEASURED, ROOT / "studies")):
+        for target in re.findall(r"\]\((?!https?:)([^)]*)\)", text):
+            path, _, anchor = target.partition("#")
+            there = (folder / path).read_text() if path else text
+            headings = re.findall(r"^#+ (.*)$", there, re.MULTILINE)
+            slugs = {re.sub(r"[^\w -]", "", h.lower()).replace(" ", "-") for h in headings}
+            assert not anchor or anchor in slugs, target
 
 
 def test_dashboard(tmp_path: Path) -> None:
