@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from datetime import datetime
 from datetime import UTC
 import importlib
-import logging
 import threading
 from typing import Any
 from typing import TYPE_CHECKING
@@ -23,12 +22,14 @@ from typing import TYPE_CHECKING
 from optuna.storages import RDBStorage
 from optuna.trial import TrialState
 
+from optuna_ext._logs import get_logger
+
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Connection
     from sqlalchemy.sql.schema import Table
 
-_logger = logging.getLogger(__name__)
+_logger = get_logger(__name__)
 
 _REVISION = "v3.2.0.a"  # of the schema, as alembic names it
 _TABLES = {

@@ -15,7 +15,6 @@ from collections.abc import Sequence
 from contextlib import contextmanager
 import functools
 import itertools
-import logging
 import threading
 import time
 from typing import Any
@@ -27,6 +26,7 @@ from optuna.trial import create_trial
 from optuna.trial import TrialState
 
 from optuna_ext._checks import check_int
+from optuna_ext._logs import get_logger
 from optuna_ext.lineage import CHECKPOINT
 from optuna_ext.lineage import Checkpoint
 from optuna_ext.samplers import _host
@@ -46,7 +46,7 @@ _ORIGINAL = "failed_trial"
 _HISTORY = "retry_history"
 
 _PATIENCE = 3  # intervals without a beat after which a worker counts as dead
-_logger = logging.getLogger(__name__)
+_logger = get_logger(__name__)
 _T = TypeVar("_T")
 
 

@@ -13,7 +13,6 @@ No message contains a password.
 
 from __future__ import annotations
 
-import logging
 import os
 from pathlib import Path
 import re
@@ -30,6 +29,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.storages.journal import JournalFileOpenLock
 
 from optuna_ext._bulk import BulkStorage
+from optuna_ext._logs import get_logger
 from optuna_ext._rdb import accept_experimental
 from optuna_ext._rdb import CONNECT_TIMEOUT
 from optuna_ext._rdb import DRIVERS
@@ -45,7 +45,7 @@ from optuna_ext._rows import knows_schema
 
 __all__ = ["bulk_storage", "dashboard_command", "open_storage", "sqlite"]
 
-_logger = logging.getLogger(__name__)
+_logger = get_logger(__name__)
 
 _FORMS = (
     "a plain path, sqlite:///PATH, journal:PATH, "

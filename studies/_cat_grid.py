@@ -41,6 +41,7 @@ from rich.progress import TimeRemainingColumn
 
 from objectives import cats
 from studies._errors import UserError
+from studies._interrupt import ending_signals
 from studies._interrupt import Interrupt
 from studies._options import Options
 from studies._report import to_json
@@ -327,7 +328,7 @@ def _points(grid: Grid, networks: Sequence[Cell]) -> list[Network]:
 
 def _become_worker() -> None:
     # The parent has the signal, too, and lets the networks that have begun end.
-    for signum in (signal.SIGINT, signal.SIGTERM):
+    for signum in ending_signals():
         signal.signal(signum, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as an orderly end: once to stop, twice to leave at once."""
+"""Ctrl-C, SIGTERM, a closed terminal as an orderly end: once to stop, twice to leave at once."""
 
 from __future__ import annotations
 
@@ -16,6 +16,15 @@ from typing import Any
 _MOMENT = 0.05  # seconds
 
 
+def ending_signals() -> list[signal.Signals]:
+    """Return the signals that ask a study to end."""
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    hangup = getattr(signal, "SIGHUP", None)  # of a closed terminal; Windows has none
+    if hangup is not None and signal.getsignal(hangup) != signal.SIG_IGN:  # as nohup wants it
+        numbers.append(hangup)
+    return numbers
+
+
 class Interrupt:
     """Remembers the first signal, and raises ``KeyboardInterrupt`` where that does no harm.
 
@@ -31,16 +40,13 @@ class Interrupt:
 
     @property
     def exit_code(self) -> int:
-        """130 after Ctrl-C and 143 after SIGTERM, as shells have it; 0 without a signal."""
+        """128 and the signal's number, as shells have it: 130 after Ctrl-C; 0 without a signal."""
         return 0 if self.signum is None else 128 + self.signum
 
     @contextmanager
     def listening(self) -> Iterator[Interrupt]:
         """Handle the signals inside the block."""
-        before = {
-            number: signal.signal(number, self._handle)
-            for number in (signal.SIGINT, signal.SIGTERM)
-        }
+        before = {number: signal.signal(number, self._handle) for number in ending_signals()}
         hook = sys.unraisablehook
         sys.unraisablehook = partial(self._raise_again, hook)
         try:

@@ -12,11 +12,14 @@ from typing import get_type_hints
 import typer
 
 
+_MOST_SEED = 2**32 - 1  # NumPy's limit, on which Optuna's samplers stand
+
+
 def _option(
-    text: str, *names: str, panel: str, least: int | None = None
+    text: str, *names: str, panel: str, least: int | None = None, most: int | None = None
 ) -> typer.models.OptionInfo:
     option: typer.models.OptionInfo = typer.Option(
-        *names, help=text, rich_help_panel=panel, min=least, show_default=True
+        *names, help=text, rich_help_panel=panel, min=least, max=most, show_default=True
     )
     return option
 
@@ -56,7 +59,9 @@ class Options:
     ] = False
     seed: Annotated[
         int | None,
-        _option("Seed of the sampler and of every training.", panel="Search", least=0),
+        _option(
+            "Seed of the sampler and of every training.", panel="Search", least=0, most=_MOST_SEED
+        ),
     ] = None
 
     trials: Annotated[

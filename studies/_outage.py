@@ -80,7 +80,7 @@ def outage_in_a_sentence() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if not is_outage(error):
+        if isinstance(error, UserError) or not is_outage(error):
             raise
         raise UserError(f"the storage or a disk does not work: {reason(error)}") from error
 
@@ -98,7 +98,7 @@ def is_outage(error: BaseException) -> bool:
 def reason(error: BaseException) -> str:
     """Return the first cause of an error in one line."""
     *_, first = _chain(error)
-    return " ".join(str(first).split())[:200]
+    return " ".join(str(first).split())[:200] or type(first).__name__
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

@@ -26,6 +26,7 @@ from studies._job import storage_file
 from studies._locks import study_lock
 from studies._objective import Objective
 from studies._options import Options
+from studies._ray import check_ray
 from studies._report import check_figure
 from studies._tickets import n_begun
 
@@ -85,6 +86,8 @@ def make_plan(
     arguments = _training_arguments(options, objective) | dict(arguments)
     objective.check_arguments(arguments)
     _check_json(arguments)
+    if options.ray is not None:
+        check_ray()
     devices = _devices(options, objective)
     points = _points(options, objective)
     for flag, text in (("--storage", options.storage), ("--study", options.study)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 import os
 from pathlib import Path
 import time
@@ -12,6 +13,16 @@ from studies._interrupt import Interrupt
 from studies._job import Job
 
 
+def check_ray() -> None:
+    """Refuse what needs Ray where it is not installed.
+
+    Raises:
+        UserError: If that is so.
+    """
+    if find_spec("ray") is None:
+        raise UserError("--ray needs ray: pip install 'optuna-ext[ray]'")
+
+
 class RayCluster:
     """Starts workers on a Ray cluster.
 
@@ -20,14 +31,12 @@ class RayCluster:
         gpus: GPUs that a worker is given; may be a fraction.
 
     Raises:
-        UserError: If Ray is not installed or there is no cluster.
+        UserError: If there is no cluster.
     """
 
     def __init__(self, address: str, *, gpus: float) -> None:
-        try:
-            import ray
-        except ImportError as error:
-            raise UserError("--ray needs ray: pip install 'optuna-ext[ray]'") from error
+        import ray
+
         root = Path(__file__).resolve().parent.parent
         paths = [str(root), os.environ.get("PYTHONPATH", "")]
         environment = {"PYTHONPATH": os.pathsep.join(filter(None, paths))}

@@ -54,6 +54,14 @@ def quiet() -> Iterator[None]:
     optuna.logging.set_verbosity(verbosity)
 
 
+@pytest.fixture
+def caplog(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
+    """Capture what goes to Optuna's loggers, too: by default it gets no further than there."""
+    optuna.logging.enable_propagation()
+    yield caplog
+    optuna.logging.disable_propagation()
+
+
 @pytest.fixture(scope="session")
 def processes() -> ForkServerContext:
     """Make processes, out of one that has imported things.

@@ -51,13 +51,21 @@ class Files:
             The paths, in the order of ``sha256``.
 
         Raises:
-            DataNotFoundError: If a file is not there and cannot be downloaded.
+            DataNotFoundError: If the directory is missing, or if a file is not there and cannot
+                be downloaded.
             CorruptDataError: If a file does not have its hash.
         """
-        return [self._find(name, data_dir or os.environ.get(ENVIRONMENT)) for name in self.sha256]
+        named = data_dir or os.environ.get(ENVIRONMENT)
+        directory = Path(named) if named else None
+        if directory is not None and not directory.is_dir():  # misspelled, say
+            raise DataNotFoundError(
+                f"{directory} must be the directory of the data sets, but there is no such "
+                f"directory: correct data_dir or the environment variable {ENVIRONMENT}."
+            )
+        return [self._find(name, directory) for name in self.sha256]
 
-    def _find(self, name: str, data_dir: str | os.PathLike[str] | None) -> Path:
-        path = None if data_dir is None else Path(data_dir) / self.folder / name
+    def _find(self, name: str, directory: Path | None) -> Path:
+        path = None if directory is None else directory / self.folder / name
         if path is None or not path.is_file():
             return self._download(name)
         if hashlib.sha256(path.read_bytes()).hexdigest() != self.sha256[name]:

@@ -7,7 +7,6 @@ import dataclasses
 import datetime
 import hashlib
 from io import BytesIO
-import logging
 import math
 import os
 import time
@@ -20,6 +19,7 @@ from optuna.artifacts.exceptions import ArtifactNotFound
 from optuna.study import StudyDirection
 
 from optuna_ext._checks import check_int
+from optuna_ext._logs import get_logger
 from optuna_ext.checkpoints import _file
 from optuna_ext.checkpoints._candidates import candidates
 from optuna_ext.checkpoints._errors import CheckpointError
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from optuna.trial import BaseTrial
     from optuna.trial import FrozenTrial
 
-_logger = logging.getLogger(__name__)
+_logger = get_logger(__name__)
 _COLLECT_EVERY = 60.0  # seconds
 _SHARE = 0.01  # of the time that collecting may take
 _RECENT = 1 << 26  # bytes of which copies stay in memory

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
 from dataclasses import dataclass
-import logging
 from typing import Any
 
 from optuna.trial import FrozenTrial
@@ -14,6 +13,7 @@ from optuna.trial import Trial
 import torch
 from torch.utils._pytree import tree_map_only
 
+from optuna_ext._logs import get_logger
 from optuna_ext.fused._training import Training
 from optuna_ext.ladder import RUNG
 from optuna_ext.lineage import parent_of
@@ -22,7 +22,7 @@ from optuna_ext.samplers._slots import GENERATION
 from optuna_ext.samplers._slots import MEMBER
 
 
-_logger = logging.getLogger(__name__)
+_logger = get_logger(__name__)
 
 States = Sequence[Mapping[str, Any]]
 """What a checkpoint needs of a trial, fold by fold."""

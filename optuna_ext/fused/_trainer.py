@@ -5,7 +5,6 @@ from collections.abc import Iterable
 from collections.abc import Mapping
 from collections.abc import Sequence
 from functools import partial
-import logging
 from typing import Any
 
 import optuna
@@ -13,6 +12,7 @@ from optuna.study import StudyDirection
 from optuna.trial import Trial
 import torch
 
+from optuna_ext._logs import get_logger
 from optuna_ext.fused._devices import is_out_of_memory
 from optuna_ext.fused._devices import release_memory
 from optuna_ext.fused._devices import resolve_device
@@ -38,7 +38,7 @@ from optuna_ext.lineage import resumed_from
 from optuna_ext.samplers import _host
 
 
-_logger = logging.getLogger(__name__)
+_logger = get_logger(__name__)
 
 
 class Trainer:

@@ -6,8 +6,7 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
-import optuna
-
+from optuna_ext._logs import get_logger
 from optuna_ext.samplers import _host
 
 
@@ -17,7 +16,7 @@ if TYPE_CHECKING:
     from optuna.study import Study
     from optuna.trial import FrozenTrial
 
-_logger = optuna.logging.get_logger(__name__)
+_logger = get_logger(__name__)
 
 _FIRST_PAUSE, _LAST_PAUSE = 0.002, 1.0  # seconds
 _STALE_CHECK = 2.0  # seconds between two looks at the heartbeats and at the usual duration

@@ -45,7 +45,7 @@ def check_levels(levels: Mapping[str, Sequence[Any]] | None) -> dict[str, Levels
         if all(map(_is_number, values)) and values != sorted(values):
             warnings.warn(
                 f"`levels[{name!r}]` is not in increasing order, got {values}: it was sorted.",
-                stacklevel=4,
+                stacklevel=3,
             )
             values.sort()
         checked[name] = Levels(values)

@@ -7,13 +7,13 @@ from typing import Any
 from typing import TYPE_CHECKING
 
 import numpy as np
-import optuna
 from optuna.samplers import BaseSampler
 from optuna.study import Study
 from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
 from optuna_ext._checks import check_int
+from optuna_ext._logs import get_logger
 from optuna_ext.lineage import PARENT
 from optuna_ext.lineage import parent_of
 from optuna_ext.moves.population import Exploit
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
     from optuna_ext.moves.variation import Mutation
 
-_logger = optuna.logging.get_logger(__name__)
+_logger = get_logger(__name__)
 
 
 class PopulationBasedTrainingSampler(BaseSampler):

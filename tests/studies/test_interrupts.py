@@ -99,7 +99,9 @@ def test_a_signal_that_python_drops_is_raised_again(capsys: pytest.CaptureFixtur
     assert capsys.readouterr().err == ""
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
+)
 def test_a_signal_ends_the_study_in_order(toy: Toy, number: signal.Signals, code: int) -> None:
     command = ("--trials", 5, "--arg", "hang_from=1")
     process = toy.start(*command)
@@ -115,6 +117,16 @@ def test_a_signal_ends_the_study_in_order(toy: Toy, number: signal.Signals, code
     toy.let_go()
     assert toy.start(*command).wait() == 0
     assert toy.states() == {"COMPLETE": 4, "FAIL": 1}
+
+
+def test_under_nohup_a_closed_terminal_ends_nothing() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with Interrupt().listening() as interrupt:
+            signal.raise_signal(signal.SIGHUP)
+            assert interrupt.signum is None
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_a_killed_study_goes_on_to_its_total(toy: Toy) -> None:

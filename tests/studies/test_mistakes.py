@@ -52,6 +52,7 @@ def test_a_figure_that_cannot_be_written_is_refused_before_the_first_trial(
         (["--pruner", "meidan"], "did you mean 'median'?"),
         (["--pruner", "median", "--pruner-arg", "n_startup_trials=-1"], "pruner 'median': "),
         (["--trials", "0"], "--trials"),
+        (["--seed", str(2**32)], "--seed"),
         (["--workers", "0"], "--workers"),
         (["--trials", "many"], "--trials"),
         (["--no-such-flag"], "--no-such-flag"),

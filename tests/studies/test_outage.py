@@ -77,3 +77,14 @@ def test_an_outage_is_tolerated_or_said_in_a_sentence() -> None:
     tolerant(fail)()
     with pytest.raises(UserError, match="does not work: .*No space left"), outage_in_a_sentence():
         fail()
+
+
+def test_an_outage_that_was_told_in_a_sentence_stays_that() -> None:
+    with pytest.raises(UserError, match="^no server answers$"), outage_in_a_sentence():
+        raise UserError("no server answers") from raised_from(FULL)
+
+
+def test_an_outage_without_words_is_named() -> None:
+    silent = "does not work: StorageInternalError$"
+    with pytest.raises(UserError, match=silent), outage_in_a_sentence():
+        raise StorageInternalError

@@ -39,6 +39,16 @@ def refuse(*args: object, **kwargs: object) -> NoReturn:
     raise requests.ConnectionError("no route to host")
 
 
+@pytest.mark.parametrize("by_argument", [True, False])
+def test_a_directory_that_does_not_exist_is_refused_before_a_download(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, by_argument: bool
+) -> None:
+    typo = tmp_path / "heer"
+    monkeypatch.setenv("OPTUNA_EXT_DATA", str(tmp_path if by_argument else typo))
+    with pytest.raises(DataNotFoundError, match="heer must be the directory of the data sets"):
+        published("http://host.invalid/").find(typo if by_argument else None)
+
+
 def test_the_data_directory_is_an_argument_or_an_environment_variable(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
