@@ -107,6 +107,12 @@ class BulkStorage(BaseStorage):
         """Write everything now."""
         self._writer.flush()
 
+    def exchange(self, study_id: int) -> None:
+        """Write everything and read what other processes have written, however lately."""
+        self.flush()
+        with self._lock:
+            self._read(self._study(study_id))
+
     def close(self) -> None:
         """Write everything and stop the thread; the end of the program does the same.
 

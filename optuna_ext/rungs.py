@@ -212,13 +212,9 @@ def bracket_of(number: int, brackets: Sequence[Bracket]) -> int:
 
 @cache
 def _turns(sizes: tuple[int, ...]) -> tuple[int, ...]:
-    # Trial j of a bracket of size n is due at (j + 1/2) / n of the cycle: exact, as fractions
-    # with the common denominator 2 * n are compared by cross-multiplication.
-    due = [
-        ((2 * j + 1) * math.prod(sizes) // size, index)
-        for index, size in enumerate(sizes)
-        for j in range(size)
-    ]
+    # Trial j of a bracket of size n is due at (j + 1/2) / n of the cycle. Equal fractions stay
+    # equal, on every machine, as division is rounded correctly.
+    due = [((2 * j + 1) / size, index) for index, size in enumerate(sizes) for j in range(size)]
     return tuple(index for _, index in sorted(due))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from dataclasses import replace
 import json
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,10 @@ class CurveTable:
         """Return the curves such that small is good and a failed training the worst."""
         losses = -self.curves if self.maximize else self.curves
         return np.where(np.isnan(losses), np.inf, losses)
+
+    def foreseen(self) -> CurveTable:
+        """Return a table that tells after every epoch what a configuration ends with."""
+        return replace(self, curves=np.repeat(self.curves[:, -1:], self.n_epochs, axis=1))
 
     def save(self, path: Path) -> None:
         """Write the table, compressed; single precision is more than the values have."""
@@ -111,32 +116,40 @@ class Pool:
     """The configurations of a table that nobody has tried yet.
 
     A search asks for parameters that the table does not have; it gets the nearest that are left.
+    Those in the corners, where many are bad, remain to the end; so a random search does not ask
+    but draws, which makes every order as likely as any other.
 
     Args:
         table: The table.
+        seed: Of the order in which to draw; None to give the nearest.
     """
 
-    def __init__(self, table: CurveTable) -> None:
+    def __init__(self, table: CurveTable, *, seed: int | None = None) -> None:
         self._space = dict(table.space)
         self._rows = np.array([self._row(params) for params in table.params])
         self._is_choice = np.array(
             [isinstance(d, CategoricalDistribution) for d in self._space.values()]
         )
         self._is_left = np.ones(len(self._rows), bool)
+        order = np.random.default_rng(seed).permutation(len(self._rows))
+        self._drawn = None if seed is None else iter(order.tolist())
 
     def __len__(self) -> int:
         return int(self._is_left.sum())
 
     def take(self, trial: Trial) -> int:
-        """Let a trial ask for every parameter; return the configuration it gets."""
+        """Let a trial ask for every parameter, or draw; return the configuration it gets."""
+        index = self._nearest(trial) if self._drawn is None else next(self._drawn)
+        self._is_left[index] = False
+        return index
+
+    def _nearest(self, trial: Trial) -> int:
         wanted = self._row({name: suggest(trial, self._space, name) for name in self._space})
         gap = np.abs(self._rows - wanted)
         gap = np.where(self._is_choice, gap > 0, gap)
         # A parameter that a configuration does not have cannot be wrong.
         distance = np.where(np.isnan(self._rows), 0.0, gap).sum(axis=1)
-        index = int(np.argmin(np.where(self._is_left, distance, np.inf)))
-        self._is_left[index] = False
-        return index
+        return int(np.argmin(np.where(self._is_left, distance, np.inf)))
 
     def _row(self, params: Mapping[str, Any]) -> Floats:
         return np.array(

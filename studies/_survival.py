@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections import defaultdict
+from collections.abc import Collection
 from collections.abc import Sequence
 import statistics
 
@@ -43,7 +44,8 @@ def survival_chart(study: Study) -> go.Figure | None:
         The figure; None if no trial has reached its rung yet.
     """
     trials = [t for t in study.get_trials(deepcopy=False) if RUNG in t.user_attrs]
-    fates = {t.number: fate for t in trials if (fate := _fate(t, trials)) is not None}
+    parents = {parent_of(t) for t in trials if t.state != TrialState.FAIL}
+    fates = {t.number: fate for t in trials if (fate := _fate(t, parents)) is not None}
     if not set(fates.values()) & set(_REACHED):
         return None
     figure = make_subplots(rows=2, cols=1, row_heights=[0.6, 0.4], vertical_spacing=0.12)
@@ -60,12 +62,9 @@ def survival_chart(study: Study) -> go.Figure | None:
     return figure
 
 
-def _fate(trial: FrozenTrial, trials: Sequence[FrozenTrial]) -> str | None:
+def _fate(trial: FrozenTrial, parents: Collection[int | None]) -> str | None:
     if trial.state == TrialState.PRUNED:
-        went_on = any(
-            parent_of(child) == trial.number and child.state != TrialState.FAIL for child in trials
-        )
-        return "went on" if went_on else "paused"
+        return "went on" if trial.number in parents else "paused"
     return {
         TrialState.COMPLETE: "reached the end",
         TrialState.RUNNING: "running",
@@ -110,7 +109,8 @@ def _draw_curves(figure: go.Figure, study: Study) -> None:
     pick = max if study.direction == StudyDirection.MAXIMIZE else min
     best = pick(whole, key=lambda climber: climber.tip.value or 0.0) if whole else None
     for climber in climbers:
-        color = _BEST if climber is best else _WHOLE if climber in whole else _PAUSED
+        is_whole = climber.tip.state == TrialState.COMPLETE
+        color = _BEST if climber is best else _WHOLE if is_whole else _PAUSED
         steps = sorted(climber.reports)
         figure.add_scatter(
             x=steps,

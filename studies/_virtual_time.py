@@ -53,6 +53,7 @@ def search(
     *,
     workers: int,
     max_epochs: int | None = None,
+    seed: int | None = None,
 ) -> Search:
     """Run asynchronous workers until every configuration of the table was begun.
 
@@ -65,11 +66,13 @@ def search(
         pruner: Any pruner.
         workers: How many trials run at the same time.
         max_epochs: Begin nothing any more when so many epochs were trained.
+        seed: Of configurations drawn at random; None to get those nearest to what the sampler
+            proposes.
     """
     study = optuna.create_study(
         direction="maximize" if table.maximize else "minimize", sampler=sampler, pruner=pruner
     )
-    pool = Pool(table)
+    pool = Pool(table, seed=seed)
     paused: dict[int, tuple[int, int]] = {}  # trial number -> configuration and epoch
     ends: list[tuple[float, int, int]] = []  # time, epochs and configuration
     queue: list[tuple[float, int, _Job]] = []

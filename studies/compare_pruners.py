@@ -8,12 +8,13 @@ With a model-based sampler underneath, some minutes more::
 
     python -m studies.compare_pruners runs/curves-digits.npz --base random --base tpe --seeds 5
 
-Where Syne Tune is installed, its ASHA takes part.
+Where Syne Tune is installed, its ASHA takes part. With ``--oracle`` every epoch reports how its
+training ends: no pruner could do better with the same cuts.
 
 Each worker trains an epoch per unit of time. With the base sampler ``random``, a search begins all
-configurations of the table once, and *lost* are those of the best 5% that were never trained to
-the end. With others, which get the nearest configurations that are left, it ends after 32 whole
-trainings, as long as most are.
+configurations of the table once, in random order, and *lost* are those of the best 5% that were
+never trained to the end. With others, which get the nearest configurations that are left, it ends
+after 32 whole trainings, as long as most are.
 
 *As random, 16* is how many random whole trainings would have done as well as all workers in the
 time of 16, divided by 16; by the mean rank of what was found. The columns *epochs* are speed-ups
@@ -140,6 +141,9 @@ def main(
     ] = None,
     workers: Annotated[int, typer.Option(help="Trials at the same time.", min=1)] = 8,
     seeds: Annotated[int, typer.Option(help="Searches of each method.", min=1)] = 10,
+    oracle: Annotated[
+        bool, typer.Option("--oracle", help="Let every epoch report how its training ends.")
+    ] = False,
     figure: Annotated[
         Path | None, typer.Option(help="HTML file.", show_default="runs/compare-pruners.html")
     ] = None,
@@ -151,6 +155,8 @@ def main(
     for name in bases:
         make_sampler(name, seed=0)
     curves = {path: CurveTable.load(path) for path in tables}
+    if oracle:
+        curves = {path: table.foreseen() for path, table in curves.items()}
     path = figure or Path("runs", "compare-pruners.html")
     if figure is None:
         path.parent.mkdir(exist_ok=True)
@@ -206,8 +212,11 @@ def _searches(
             runs: dict[_Case, list[Search]] = {case: [] for case in cases}
             for (base, method), seed in product(cases, range(seeds)):
                 pair = METHODS[method](make_sampler(base, seed=seed), table.n_epochs)
-                end = None if base == _WHOLE else max(_BUDGETS) * table.n_epochs
-                found = search(table, *pair, workers=workers, max_epochs=end)
+                if base == _WHOLE:
+                    found = search(table, *pair, workers=workers, seed=seed)
+                else:
+                    end = max(_BUDGETS) * table.n_epochs
+                    found = search(table, *pair, workers=workers, max_epochs=end)
                 runs[base, method].append(found)
                 progress.update(task, advance=1)
             yield (path, table), runs

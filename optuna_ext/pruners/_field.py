@@ -66,8 +66,9 @@ class Field:
         if rung is None or any(step >= rung for step in steps[:-1]):  # that was decided then
             return False
         scores = {}
-        for other in (*study.get_trials(deepcopy=False), trial):  # as it is now, not as stored
-            if other.state not in _NOT_THERE and competes(other):
+        # The trial itself counts as it is now, not as stored, and also if it is taken for dead.
+        for other in (*study.get_trials(deepcopy=False), trial):
+            if other is trial or (other.state not in _NOT_THERE and competes(other)):
                 score = self._score(study, other, rung)
                 if score is not None:
                     scores[other.number] = score

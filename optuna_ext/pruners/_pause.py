@@ -22,7 +22,7 @@ class PausePruner(BasePruner):
     """Pruner of :class:`~optuna_ext.SuccessiveHalving` and :class:`~optuna_ext.Hyperband`.
 
     Every trial is to reach one rung, which its sampler has written down, and is paused there;
-    one that is to reach the last rung is never stopped.
+    one that has reached the last rung is never stopped.
 
     Args:
         brackets:
@@ -42,4 +42,4 @@ class PausePruner(BasePruner):
         bracket = min(count(trial, BRACKET), len(self._brackets) - 1)
         rungs = self._brackets[bracket].rungs
         rung = min(count(trial, RUNG), len(rungs) - 1)
-        return rung < len(rungs) - 1 and trial.last_step + 1 - self._first_step >= rungs[rung]
+        return rungs[rung] <= trial.last_step + 1 - self._first_step < rungs[-1]

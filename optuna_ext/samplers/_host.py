@@ -15,6 +15,8 @@ import optuna
 from optuna.trial import Trial
 from optuna.trial import TrialState
 
+from optuna_ext._bulk import BulkStorage
+
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -76,6 +78,15 @@ def set_trial_user_attr(study: Study, trial: FrozenTrial, key: str, value: Any) 
     """
     study._storage.set_trial_user_attr(trial._trial_id, key, value)
     trial.user_attrs[key] = value
+
+
+def exchange(study: Study) -> None:
+    """Let other processes see what was written, and see what they wrote, on every storage.
+
+    Only a bulk storage keeps both back for a while.
+    """
+    if isinstance(study._storage, BulkStorage):
+        study._storage.exchange(study._study_id)
 
 
 def fail_trial(study: Study, trial: FrozenTrial) -> None:

@@ -52,7 +52,9 @@ class PromotionSampler(BaseSampler):
     No two trials go on from the same parent: a trial first claims its parent, by the user
     attribute that names it, and then looks whether anybody else has claimed it. Of two that
     claim at the same time, at least the later one to write sees the other's claim, and whoever
-    sees one gives way; so at worst both do, and a third one gets the parent.
+    sees one gives way; so at worst both do, and a third one gets the parent. There is one
+    exception: between the failure of a dead worker's trial and its being queued again, the parent
+    looks free, and whoever claims it in this moment trains the same interval as the retry does.
 
     Args:
         base:
@@ -177,6 +179,7 @@ class PromotionSampler(BaseSampler):
                 break
             parent = climber.tip.number
             _host.set_trial_user_attr(study, trial, PARENT, parent)
+            _host.exchange(study)
             if not self._read(study).rivals(parent, of=trial.number):
                 self._go_on(study, trial, climber)
                 return climber.tip

@@ -182,6 +182,35 @@ def test_sparse_reports() -> None:
     assert [trial.should_prune() for trial in trials] == [False, True, True]
 
 
+def test_a_trial_that_is_taken_for_dead_still_gets_an_answer() -> None:
+    pruner = SuccessiveHalvingPruner(min_resource=1, max_resource=9)
+    rival, trial = ask(pruner, 2)
+    rival.report(0.0, 1)
+    trial.report(1.0, 1)
+    trial.study.tell(trial, state=TrialState.FAIL)
+    assert trial.should_prune()
+
+
+def test_steps_that_nobody_expects() -> None:
+    rungs = 2, 4, 8
+    pruner = SuccessiveHalvingPruner(min_resource=2, max_resource=9)
+    rival, good, bad = ask(pruner, 3)
+    for rung in rungs:
+        rival.report(0.5, rung)
+    good.report(0.9, 0)  # before the first one
+    assert not good.should_prune()
+    good.report(0.4, 2)
+    assert not good.should_prune()
+    with pytest.warns(UserWarning, match="already reported"):
+        good.report(0.9, 2)
+    assert not good.should_prune()
+    for step in (5, 7, 10, 99):  # past a rung, between rungs, past the last one and the end
+        good.report(0.9, step)
+        assert not good.should_prune(), step
+    bad.report(0.6, 7)  # past two rungs at once
+    assert bad.should_prune()
+
+
 def test_brackets_of_hyperband_do_not_mix() -> None:
     n, epochs = 40, 9
     curves = np.random.default_rng(1).normal(size=(n, epochs))

@@ -83,6 +83,32 @@ def test_every_configuration_is_taken_once_the_nearest_first() -> None:
     assert not len(pool)
 
 
+def test_a_random_search_draws_every_configuration_once() -> None:
+    whole = table()
+    trial = optuna.create_study().ask()
+
+    def order(seed: int) -> list[int]:
+        pool = Pool(whole, seed=seed)
+        return [pool.take(trial) for _ in range(27)]
+
+    orders = np.array([order(seed) for seed in range(400)])
+    assert order(0) == orders[0].tolist()
+    assert (np.sort(orders, axis=1) == np.arange(27)).all()
+    # Every place of an order is a uniform draw: the mean of 400 has a standard error of .39.
+    np.testing.assert_allclose(orders.mean(axis=0), 13, atol=4 * 0.39)
+    assert not trial.params
+    found = search(whole, RandomSampler(seed=0), NopPruner(), workers=1, seed=0)
+    assert found.config.tolist() == order(0)
+
+
+def test_an_oracle_knows_the_end() -> None:
+    original = table()
+    original.curves[3, 5:] = np.nan
+    foreseen = original.foreseen()
+    np.testing.assert_array_equal(foreseen.curves, np.tile(original.curves[:, -1:], 9))
+    assert foreseen.params == original.params
+
+
 @pytest.mark.parametrize("workers", [1, 4])
 def test_nothing_is_pruned(workers: int) -> None:
     found = search(table(), RandomSampler(seed=0), NopPruner(), workers=workers)
