@@ -36,7 +36,6 @@ _TIMED, _STEPS = 2, 2  # how often, and how many steps in a row: a loop is faste
 
 def make(name: str, program: Program) -> Engine:
     """Make an engine."""
-    program.relayout(members_last=False)  # whatever another engine has made of it
     return ENGINES[name](program)
 
 
@@ -60,6 +59,7 @@ def choose(wanted: str, program: Program, batch: Batch, *, tolerance: float) -> 
         expected = loop.gradients(few)[1][sample]
     with _unchanged(program):
         seconds = {"loop": _seconds(loop, few) / len(sample) * len(program.taken)}
+    engines: dict[str, Engine] = {"loop": loop}
     problems: dict[str, str] = {}
     for name in _candidates(wanted, program):
         if name == "grad" and "vmap" in seconds:
@@ -71,6 +71,7 @@ def choose(wanted: str, program: Program, batch: Batch, *, tolerance: float) -> 
             _compare(gradients, expected, sample, tolerance)
             with _unchanged(program):
                 seconds[name] = _seconds(engine, batch)
+            engines[name] = engine
         except _FAILURES as error:
             if isinstance(error, torch.OutOfMemoryError):
                 raise
@@ -79,7 +80,7 @@ def choose(wanted: str, program: Program, batch: Batch, *, tolerance: float) -> 
         raise ValueError(f"engine must not be {wanted!r} for these members: {problems[wanted]}")
     loop.close()
     best = min(seconds, key=seconds.__getitem__) if wanted == "auto" else wanted
-    return make(best, program), _reason(wanted, seconds, problems, len(program.taken))
+    return engines[best], _reason(wanted, seconds, problems, len(program.taken))
 
 
 @contextmanager

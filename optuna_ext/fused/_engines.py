@@ -86,14 +86,8 @@ class Program:
         """Everything that a step changes, a row per slot."""
         return [self.weights.flat, *self.weights.buffers.values(), *self.optimizers.matrices()]
 
-    def relayout(self, *, members_last: bool) -> None:
-        """Make either the members or the parameters adjacent in memory."""
-        self.weights.relayout(members_last=members_last)
-        self.optimizers.relayout(members_last=members_last)
-
     def compact(self, keep: Sequence[int]) -> None:
         """Keep these slots only."""
-        self.relayout(members_last=False)
         self.weights.compact(keep)
         self.optimizers.compact(keep)
         rows = torch.tensor(keep, device=self.weights.flat.device)
@@ -113,9 +107,10 @@ class Program:
                 )
             return losses
         if live is None:
-            # Not mean(), whose gradient would lie in memory otherwise than that of the members.
-            return losses.sum() / losses.numel()
-        return torch.where(live, losses, 0).sum() / live.sum().clamp(1)
+            # Not mean(), whose gradient would lie in memory otherwise than that of the members;
+            # and the sum comes last, for a compiler that goes once through all rows.
+            return (losses / losses.numel()).sum()
+        return (torch.where(live, losses, 0) / live.sum().clamp(1)).sum()
 
 
 class Engine:

@@ -63,9 +63,9 @@ class StackEngine(Engine):
             for layer in self._dense
         ]
         self._compiled: Step | None = None
+        self._compiled_rows: int | None = None
         work = sum(layer.in_features * layer.out_features for layer in self._dense)
         if program.compile and work <= _UNROLLED and not program.weights.has_frozen:
-            program.relayout(members_last=True)
             self._compiled = compiled(self._spelled_out(), program.mean_loss)
         self._found = torch.zeros_like(program.weights.flat)
         self._chunks: dict[int, list[_Chunk]] = {}
@@ -90,22 +90,15 @@ class StackEngine(Engine):
     def _activation(self, index: int) -> bool | None:
         return self._relu[index] if index < len(self._relu) else None
 
-    def _compiled_gradients(self, step: Step, batch: Batch) -> tuple[Tensor, Tensor]:
-        p = self._program
-        if batch.shared:
-            x, y = batch.x.T[..., None], batch.y
-        else:
-            rows = batch.rows.T.contiguous()  # type: ignore[union-attr]
-            x = take(self._by_feature(batch.inputs), rows, 1)
-            y = take(batch.targets, rows).transpose(0, 1)
-        losses, found = step(p.weights.flat.T, x, y, batch.live, p.hyper)
-        return losses, found.T
-
     @torch.no_grad()
     def gradients(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        if self._compiled is not None:
-            return self._compiled_gradients(self._compiled, batch)
         p = self._program
+        if self._compiled is not None:
+            self._compiled_rows = self._compiled_rows or batch.n_rows
+            # The last batch of an epoch may have fewer rows, and is not worth a compilation.
+            if batch.n_rows == self._compiled_rows:
+                x, y = self._taken(batch, slice(None))
+                return self._compiled(p.weights.flat, x, y, batch.live, p.hyper)
         losses = p.weights.flat.new_empty(len(p.models))
         for chunk in self._chunks_of(batch.n_rows):
             x, y = self._taken(batch, chunk.some)
