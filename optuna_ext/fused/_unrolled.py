@@ -10,12 +10,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from collections.abc import Sequence
 from dataclasses import dataclass
+import functools
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.func import grad_and_value
 from torch.func import vmap
+
+from optuna_ext.fused._losses import mean_loss
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,8 +57,12 @@ class Dense:
 Step = Callable[..., tuple[Tensor, Tensor]]
 
 
-def compiled(layers: Sequence[Dense], mean_loss: Callable[..., Tensor]) -> Step:
-    """Give a compiled function for losses and gradients.
+@functools.lru_cache(maxsize=64)
+def compiled(layers: tuple[Dense, ...], loss: Callable[..., Tensor]) -> Step:
+    """Give a function for losses and gradients, which is compiled at its first call.
+
+    It is good for any numbers of members and rows above one, so that populations that grow, shrink
+    or are one of several folds do not wait for the compiler again.
 
     It takes parameters ``(slots, P)``, inputs ``(slots, features, rows)``, targets ``(slots, rows,
     ...)``, which of the rows are live, and the arguments of the loss. If rows are shared, inputs
@@ -78,7 +85,9 @@ def compiled(layers: Sequence[Dense], mean_loss: Callable[..., Tensor]) -> Step:
         dims = (0, None if x.dim() == 2 else 0, None if live is None else 0, 0)
 
         def total(outputs: Tensor) -> tuple[Tensor, Tensor]:
-            losses = vmap(mean_loss, in_dims=dims)(outputs, y, live, hyper)
+            losses = vmap(functools.partial(mean_loss, loss), in_dims=dims)(
+                outputs, y, live, hyper
+            )
             return losses.sum(), losses
 
         gradient, (_, losses) = grad_and_value(total, has_aux=True)(outputs)
@@ -88,20 +97,20 @@ def compiled(layers: Sequence[Dense], mean_loss: Callable[..., Tensor]) -> Step:
             layer, below = layers[index], values[index]
             for o, own in enumerate(upstream):
                 for i, h in enumerate(below):
-                    found[layer.weight + o * layer.inputs + i] = (own * h).sum(1)
+                    found[layer.weight + o * layer.inputs + i] = (own * h).sum(1, keepdim=True)
                 if layer.bias is not None:
-                    found[layer.bias + o] = own.sum(1)
+                    found[layer.bias + o] = own.sum(1, keepdim=True)
             if index:
                 columns = zip(*units[index][0], strict=True)
                 upstream = [
                     _derivative(h, layers[index - 1].relu) * _product(column, upstream, None)
                     for h, column in zip(below, columns, strict=True)
                 ]
-        return losses, torch.stack([found[column] for column in range(len(found))], 1)
+        return losses, torch.cat([found[column] for column in range(len(found))], 1)
 
     # What the compiler knows hangs on the code object, of which it allows only a few versions.
     step.__code__ = step.__code__.replace()
-    return torch.compile(step, dynamic=False)
+    return torch.compile(step, dynamic=True)
 
 
 def _product(weights: Sequence[Tensor], values: Sequence[Tensor], bias: Tensor | None) -> Tensor:
