@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from collections.abc import Iterator
+from collections.abc import Mapping
 from collections.abc import Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -27,6 +28,8 @@ ENGINES: dict[str, Callable[[Program], Engine]] = {
     "loop": LoopEngine,
 }
 """The engines by their names."""
+
+_COMPILED = {"stack", "vmap"}  # if asked to
 
 # What torch raises where a model does something that an engine cannot follow.
 _FAILURES = (RuntimeError, ValueError, TypeError, AttributeError, IndexError, KeyError)
@@ -62,8 +65,8 @@ def choose(wanted: str, program: Program, batch: Batch, *, tolerance: float) -> 
     engines: dict[str, Engine] = {"loop": loop}
     problems: dict[str, str] = {}
     for name in _candidates(wanted, program):
-        if name == "grad" and "vmap" in seconds:
-            continue  # it is for what vmap cannot do
+        if _is_needless(name, engines):
+            continue
         try:
             engine = make(name, program)
             with _unchanged(program):
@@ -76,6 +79,10 @@ def choose(wanted: str, program: Program, batch: Batch, *, tolerance: float) -> 
             if isinstance(error, torch.OutOfMemoryError):
                 raise
             problems[name] = str(error).strip().partition("\n")[0]
+    if program.compile and problems and not engines.keys() & _COMPILED:
+        program.compile = False  # whether the compiler is to blame or not
+        engine, reason = choose(wanted, program, batch, tolerance=tolerance)
+        return engine, f"{reason} Not compiled: {next(iter(problems.values()))}"
     if wanted in problems:
         raise ValueError(f"engine must not be {wanted!r} for these members: {problems[wanted]}")
     loop.close()
@@ -100,6 +107,14 @@ def _candidates(wanted: str, program: Program) -> Sequence[str]:
     if wanted != "auto":
         return [wanted]
     return [*(["stack"] if stack_of(program.model) else []), "vmap", "grad"]
+
+
+def _is_needless(name: str, engines: Mapping[str, Engine]) -> bool:
+    """Whether one engine need not be tried, given those that are right."""
+    stack = engines.get("stack")
+    if isinstance(stack, StackEngine) and stack.is_compiled:
+        return True  # none is as fast, and the compiler takes seconds for each
+    return name == "grad" and "vmap" in engines  # it is for what vmap cannot do
 
 
 def _seconds(engine: Engine, batch: Batch) -> float:

@@ -91,6 +91,11 @@ class StackEngine(Engine):
     def _activation(self, index: int) -> bool | None:
         return self._relu[index] if index < len(self._relu) else None
 
+    @property
+    def is_compiled(self) -> bool:
+        """Whether its steps are compiled."""
+        return self._compiled is not None
+
     @torch.no_grad()
     def gradients(self, batch: Batch) -> tuple[Tensor, Tensor]:
         p = self._program
