@@ -94,7 +94,7 @@ class Workload:
         return (clock(self.x.device) - started) / steps
 
     def population(self, *, engine: str) -> Population:
-        """Fill a population."""
+        """Fill a population, to be trained by an engine or by what is best ``"compiled"``."""
         members = []
         for seed in range(self.slots):
             with seeded(seed):
@@ -104,7 +104,12 @@ class Workload:
                 Member(model=net, optimizer=optimizer, batch_size=self.batch, seed=seed)
             )
         population = Population(
-            members[0], slots=self.slots, loss=losses, device=self.x.device, engine=engine
+            members[0],
+            slots=self.slots,
+            loss=losses,
+            device=self.x.device,
+            engine="auto" if engine == "compiled" else engine,
+            compile=engine == "compiled",
         )
         for slot, member in enumerate(members):
             population.admit(slot, member)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from collections.abc import Iterator
+from collections.abc import Mapping
 from collections.abc import Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -28,6 +29,8 @@ ENGINES: dict[str, Callable[[Program], Engine]] = {
 }
 """The engines by their names."""
 
+_COMPILED = {"stack", "vmap"}  # if asked to
+
 # What torch raises where a model does something that an engine cannot follow.
 _FAILURES = (RuntimeError, ValueError, TypeError, AttributeError, IndexError, KeyError)
 _SAMPLE = 4  # members by whom the others are judged
@@ -36,7 +39,6 @@ _TIMED, _STEPS = 2, 2  # how often, and how many steps in a row: a loop is faste
 
 def make(name: str, program: Program) -> Engine:
     """Make an engine."""
-    program.relayout(members_last=False)  # whatever another engine has made of it
     return ENGINES[name](program)
 
 
@@ -60,10 +62,11 @@ def choose(wanted: str, program: Program, batch: Batch, *, tolerance: float) -> 
         expected = loop.gradients(few)[1][sample]
     with _unchanged(program):
         seconds = {"loop": _seconds(loop, few) / len(sample) * len(program.taken)}
+    engines: dict[str, Engine] = {"loop": loop}
     problems: dict[str, str] = {}
     for name in _candidates(wanted, program):
-        if name == "grad" and "vmap" in seconds:
-            continue  # it is for what vmap cannot do
+        if _is_needless(name, engines):
+            continue
         try:
             engine = make(name, program)
             with _unchanged(program):
@@ -71,15 +74,20 @@ def choose(wanted: str, program: Program, batch: Batch, *, tolerance: float) -> 
             _compare(gradients, expected, sample, tolerance)
             with _unchanged(program):
                 seconds[name] = _seconds(engine, batch)
+            engines[name] = engine
         except _FAILURES as error:
             if isinstance(error, torch.OutOfMemoryError):
                 raise
             problems[name] = str(error).strip().partition("\n")[0]
+    if program.compile and problems and not engines.keys() & _COMPILED:
+        program.compile = False  # whether the compiler is to blame or not
+        engine, reason = choose(wanted, program, batch, tolerance=tolerance)
+        return engine, f"{reason} Not compiled: {next(iter(problems.values()))}"
     if wanted in problems:
         raise ValueError(f"engine must not be {wanted!r} for these members: {problems[wanted]}")
     loop.close()
     best = min(seconds, key=seconds.__getitem__) if wanted == "auto" else wanted
-    return make(best, program), _reason(wanted, seconds, problems, len(program.taken))
+    return engines[best], _reason(wanted, seconds, problems, len(program.taken))
 
 
 @contextmanager
@@ -99,6 +107,14 @@ def _candidates(wanted: str, program: Program) -> Sequence[str]:
     if wanted != "auto":
         return [wanted]
     return [*(["stack"] if stack_of(program.model) else []), "vmap", "grad"]
+
+
+def _is_needless(name: str, engines: Mapping[str, Engine]) -> bool:
+    """Whether one engine need not be tried, given those that are right."""
+    stack = engines.get("stack")
+    if isinstance(stack, StackEngine) and stack.is_compiled:
+        return True  # none is as fast, and the compiler takes seconds for each
+    return name == "grad" and "vmap" in engines  # it is for what vmap cannot do
 
 
 def _seconds(engine: Engine, batch: Batch) -> float:

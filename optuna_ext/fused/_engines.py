@@ -31,6 +31,7 @@ from torch.func import grad_and_value
 from torch.func import vmap
 
 from optuna_ext.fused._feed import Batch
+from optuna_ext.fused._losses import mean_loss
 from optuna_ext.fused._optimizers import Optimizers
 from optuna_ext.fused._rewritten import Rewritten
 from optuna_ext.fused._weights import Weights
@@ -86,14 +87,8 @@ class Program:
         """Everything that a step changes, a row per slot."""
         return [self.weights.flat, *self.weights.buffers.values(), *self.optimizers.matrices()]
 
-    def relayout(self, *, members_last: bool) -> None:
-        """Make either the members or the parameters adjacent in memory."""
-        self.weights.relayout(members_last=members_last)
-        self.optimizers.relayout(members_last=members_last)
-
     def compact(self, keep: Sequence[int]) -> None:
         """Keep these slots only."""
-        self.relayout(members_last=False)
         self.weights.compact(keep)
         self.optimizers.compact(keep)
         rows = torch.tensor(keep, device=self.weights.flat.device)
@@ -101,21 +96,6 @@ class Program:
         self.models = [self.models[slot] for slot in keep]
         self.seeds = [self.seeds[slot] for slot in keep]
         self.steps = self.steps[[*keep]]
-
-    def mean_loss(self, outputs: Tensor, y: Tensor, live: Tensor | None, hyper: Tensors) -> Tensor:
-        """The loss of one member."""
-        losses = self.loss(outputs, y, **hyper)
-        if losses.dim() == 0:
-            if live is not None:
-                raise ValueError(
-                    "loss must give one number per row, because batch sizes differ, but it gives "
-                    "a scalar."
-                )
-            return losses
-        if live is None:
-            # Not mean(), whose gradient would lie in memory otherwise than that of the members.
-            return losses.sum() / losses.numel()
-        return torch.where(live, losses, 0).sum() / live.sum().clamp(1)
 
 
 class Engine:
@@ -211,7 +191,7 @@ class VmapEngine(Engine):
         given = views | buffers  # where functional_call leaves what a module puts in their place
         with self._rewritten():
             outputs = functional_call(self._program.model, given, (x,))
-            loss = self._program.mean_loss(outputs, y, live, hyper)
+            loss = mean_loss(self._program.loss, outputs, y, live, hyper)
         return loss, {name: given[name] for name in buffers if given[name] is not buffers[name]}
 
     @torch.no_grad()

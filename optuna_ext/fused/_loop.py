@@ -17,6 +17,7 @@ from optuna_ext.fused._engines import Engine
 from optuna_ext.fused._engines import Program
 from optuna_ext.fused._engines import Tensors
 from optuna_ext.fused._feed import Batch
+from optuna_ext.fused._losses import mean_loss
 from optuna_ext.fused._weights import tensors
 
 
@@ -66,7 +67,7 @@ class LoopEngine(Engine):
             self._draws = _draws(bound.model, x)
             bound.attach()
         with _seeded(p, slot, x.device) if self._draws else nullcontext(), p.autocast():
-            loss = p.mean_loss(bound.model(x), y, None, hyper)
+            loss = mean_loss(p.loss, bound.model(x), y, None, hyper)
         gradients = torch.autograd.grad(loss, bound.trained, allow_unused=True)
         bound.keep_buffers()
         return loss.detach(), gradients

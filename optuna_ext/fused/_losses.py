@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -58,3 +61,30 @@ def cross_entropy(outputs: Tensor, y: Tensor, *, label_smoothing: float | Tensor
     if isinstance(label_smoothing, Tensor):
         return torch.lerp(own, -logs.mean(1), label_smoothing.to(own))
     return torch.lerp(own, -logs.mean(1), label_smoothing) if label_smoothing else own
+
+
+def mean_loss(
+    loss: Callable[..., Tensor],
+    outputs: Tensor,
+    y: Tensor,
+    live: Tensor | None,
+    hyper: Mapping[str, Tensor],
+) -> Tensor:
+    """The mean of a loss over those rows of one member that are live, or all.
+
+    Raises:
+        ValueError: If some are not, and the loss is a mean itself.
+    """
+    losses = loss(outputs, y, **hyper)
+    if losses.dim() == 0:
+        if live is not None:
+            raise ValueError(
+                "loss must give one number per row, because batch sizes differ, but it gives "
+                "a scalar."
+            )
+        return losses
+    if live is None:
+        # Not mean(), whose gradient would lie in memory otherwise than that of the members; and
+        # the sum comes last, for a compiler that goes once through all rows.
+        return (losses / losses.numel()).sum()
+    return (torch.where(live, losses, 0) / live.sum().clamp(1)).sum()

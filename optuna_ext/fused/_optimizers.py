@@ -23,7 +23,6 @@ from torch.optim import Optimizer
 from torch.optim import SGD
 from torch.optim.sgd import sgd
 
-from optuna_ext.fused._weights import relaid
 from optuna_ext.fused._weights import Weights
 
 
@@ -102,9 +101,8 @@ class Optimizers:
 
     def _allocate(self) -> None:
         if not self.state:
-            # zeros_like keeps the layout of the members.
-            zeros = torch.zeros_like
-            self.state = {name: zeros(self._weights.flat) for name in self.rule.state_names}
+            flat = self._weights.flat
+            self.state = {name: torch.zeros_like(flat) for name in self.rule.state_names}
 
     def release(self, slot: int) -> None:
         """Forget an optimizer."""
@@ -144,7 +142,7 @@ class Optimizers:
     def step(self, gradients: Tensor) -> None:
         """Update the members; overwrites the gradients."""
         flat = self._weights.flat
-        wide = flat.shape[1] >= _ROW_BY_ROW and flat.is_contiguous()
+        wide = flat.shape[1] >= _ROW_BY_ROW
         if self.rule.kind is not SGD and wide and flat.is_cpu:
             self._step_rows(range(len(flat)), flat, gradients, *self.state.values())
             return
@@ -353,12 +351,6 @@ class Optimizers:
     def matrices(self) -> list[Tensor]:
         """Everything that a step changes, a row per slot."""
         return [self._steps, *self.state.values()]
-
-    def relayout(self, *, members_last: bool) -> None:
-        """Make either the members or the parameters adjacent in memory."""
-        self.state = {
-            name: relaid(matrix, members_last=members_last) for name, matrix in self.state.items()
-        }
 
     def compact(self, keep: Sequence[int]) -> None:
         """Keep these rows only."""

@@ -17,6 +17,7 @@ there; the loss and Adam take a ninth each.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 import math
 
 import torch
@@ -28,6 +29,7 @@ from optuna_ext.fused._engines import Engine
 from optuna_ext.fused._engines import Program
 from optuna_ext.fused._feed import Batch
 from optuna_ext.fused._feed import take
+from optuna_ext.fused._losses import mean_loss
 from optuna_ext.fused._rewritten import Rewritten
 from optuna_ext.fused._signature import stack_of
 from optuna_ext.fused._unrolled import compiled
@@ -65,16 +67,15 @@ class StackEngine(Engine):
         self._compiled: Step | None = None
         work = sum(layer.in_features * layer.out_features for layer in self._dense)
         if program.compile and work <= _UNROLLED and not program.weights.has_frozen:
-            program.relayout(members_last=True)
-            self._compiled = compiled(self._spelled_out(), program.mean_loss)
+            self._compiled = compiled(self._spelled_out(), program.loss)
         self._found = torch.zeros_like(program.weights.flat)
         self._chunks: dict[int, list[_Chunk]] = {}
         self._buffers: dict[tuple[object, ...], Tensor] = {}
         self._inputs: tuple[Tensor, Tensor] | None = None
 
-    def _spelled_out(self) -> list[Dense]:
+    def _spelled_out(self) -> tuple[Dense, ...]:
         columns = self._program.weights.columns
-        return [
+        return tuple(
             Dense(
                 weight=columns[weight].start,
                 bias=None if bias is None else columns[bias].start,
@@ -85,27 +86,22 @@ class StackEngine(Engine):
             for index, (layer, (weight, bias)) in enumerate(
                 zip(self._dense, self._names, strict=True)
             )
-        ]
+        )
 
     def _activation(self, index: int) -> bool | None:
         return self._relu[index] if index < len(self._relu) else None
 
-    def _compiled_gradients(self, step: Step, batch: Batch) -> tuple[Tensor, Tensor]:
-        p = self._program
-        if batch.shared:
-            x, y = batch.x.T[..., None], batch.y
-        else:
-            rows = batch.rows.T.contiguous()  # type: ignore[union-attr]
-            x = take(self._by_feature(batch.inputs), rows, 1)
-            y = take(batch.targets, rows).transpose(0, 1)
-        losses, found = step(p.weights.flat.T, x, y, batch.live, p.hyper)
-        return losses, found.T
+    @property
+    def is_compiled(self) -> bool:
+        """Whether its steps are compiled."""
+        return self._compiled is not None
 
     @torch.no_grad()
     def gradients(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        if self._compiled is not None:
-            return self._compiled_gradients(self._compiled, batch)
         p = self._program
+        if self._compiled is not None and min(len(p.models), batch.n_rows) > 1:
+            x, y = self._taken(batch, slice(None))
+            return self._compiled(p.weights.flat, x, y, batch.live, p.hyper)
         losses = p.weights.flat.new_empty(len(p.models))
         for chunk in self._chunks_of(batch.n_rows):
             x, y = self._taken(batch, chunk.some)
@@ -124,7 +120,9 @@ class StackEngine(Engine):
         hyper = {name: values[chunk.some] for name, values in self._program.hyper.items()}
         dims = (0, None if shared else 0, None if live is None else 0, 0)
         with Rewritten():
-            losses = vmap(self._program.mean_loss, in_dims=dims)(outputs, y, live, hyper)
+            losses = vmap(partial(mean_loss, self._program.loss), in_dims=dims)(
+                outputs, y, live, hyper
+            )
         (gradient,) = torch.autograd.grad(losses.sum(), outputs)
         return losses.detach(), gradient.mT
 

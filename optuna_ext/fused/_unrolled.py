@@ -1,7 +1,8 @@
 """The step of a small stack with every unit spelled out, for a compiler.
 
-Written so, all operations have the shape ``(rows, slots)``, and Inductor makes one loop of them
-that keeps the activations of a row in registers. Matrix products in its place would stay calls.
+Written so, all operations have the shape ``(slots, rows)`` and are summed over the rows, and
+Inductor makes one loop over the members of them, in which all that is known of a member stays in
+the cache. Matrix products in its place would stay calls.
 """
 
 from __future__ import annotations
@@ -9,12 +10,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from collections.abc import Sequence
 from dataclasses import dataclass
+import functools
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.func import grad_and_value
 from torch.func import vmap
+
+from optuna_ext.fused._losses import mean_loss
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,30 +45,34 @@ class Dense:
     relu: bool | None
 
     def units(self, flat: Tensor) -> tuple[list[list[Tensor]], list[Tensor | None]]:
-        """The weights and biases, each a vector over the members."""
+        """The weights and biases, each a column ``(slots, 1)``."""
+        columns = torch.split(flat, 1, 1)
         first = range(self.weight, self.weight + self.inputs * self.outputs, self.inputs)
-        weights = [[flat[row + i] for i in range(self.inputs)] for row in first]
+        weights = [[*columns[row : row + self.inputs]] for row in first]
         if self.bias is None:
             return weights, [None] * self.outputs
-        return weights, [flat[self.bias + o] for o in range(self.outputs)]
+        return weights, [*columns[self.bias : self.bias + self.outputs]]
 
 
 Step = Callable[..., tuple[Tensor, Tensor]]
 
 
-def compiled(layers: Sequence[Dense], mean_loss: Callable[..., Tensor]) -> Step:
-    """Give a compiled function for losses and gradients.
+@functools.lru_cache(maxsize=64)
+def compiled(layers: tuple[Dense, ...], loss: Callable[..., Tensor]) -> Step:
+    """Give a function for losses and gradients, which is compiled at its first call.
 
-    It takes parameters ``(P, slots)``, inputs ``(features, rows, slots)``, targets ``(slots, rows,
+    It is good for any numbers of members and rows above one, so that populations that grow, shrink
+    or are one of several folds do not wait for the compiler again.
+
+    It takes parameters ``(slots, P)``, inputs ``(slots, features, rows)``, targets ``(slots, rows,
     ...)``, which of the rows are live, and the arguments of the loss. If rows are shared, inputs
-    are ``(features, rows, 1)`` and targets ``(rows, ...)``. It gives losses ``(slots,)`` and
-    gradients ``(P, slots)``. The rows are taken outside, because a loop with indirect loads would
-    not be vectorized.
+    are ``(features, rows)`` and targets ``(rows, ...)``. It gives losses ``(slots,)`` and
+    gradients ``(slots, P)``.
     """
 
     def step(flat: Tensor, x: Tensor, y: Tensor, live: Any, hyper: Any) -> tuple[Tensor, Tensor]:
         units = [layer.units(flat) for layer in layers]
-        values = [[*x.unbind()]]
+        values = [[*x.unbind(-2)]]
         for layer, (weights, biases) in zip(layers, units, strict=True):
             below = values[-1]
             values.append(
@@ -73,35 +81,36 @@ def compiled(layers: Sequence[Dense], mean_loss: Callable[..., Tensor]) -> Step:
                     for own, bias in zip(weights, biases, strict=True)
                 ]
             )
-        outputs = torch.stack(values.pop()).permute(2, 1, 0)
-        shared = x.shape[2] < flat.shape[1]
-        dims = (0, None if shared else 0, None if live is None else 0, 0)
+        outputs = torch.stack(values.pop(), 2)
+        dims = (0, None if x.dim() == 2 else 0, None if live is None else 0, 0)
 
         def total(outputs: Tensor) -> tuple[Tensor, Tensor]:
-            losses = vmap(mean_loss, in_dims=dims)(outputs, y, live, hyper)
+            losses = vmap(functools.partial(mean_loss, loss), in_dims=dims)(
+                outputs, y, live, hyper
+            )
             return losses.sum(), losses
 
         gradient, (_, losses) = grad_and_value(total, has_aux=True)(outputs)
-        upstream = [*gradient.permute(2, 1, 0).unbind()]
+        upstream = [*gradient.unbind(2)]
         found: dict[int, Tensor] = {}
         for index in reversed(range(len(layers))):
             layer, below = layers[index], values[index]
             for o, own in enumerate(upstream):
                 for i, h in enumerate(below):
-                    found[layer.weight + o * layer.inputs + i] = (own * h).sum(0)
+                    found[layer.weight + o * layer.inputs + i] = (own * h).sum(1, keepdim=True)
                 if layer.bias is not None:
-                    found[layer.bias + o] = own.sum(0)
+                    found[layer.bias + o] = own.sum(1, keepdim=True)
             if index:
                 columns = zip(*units[index][0], strict=True)
                 upstream = [
                     _derivative(h, layers[index - 1].relu) * _product(column, upstream, None)
                     for h, column in zip(below, columns, strict=True)
                 ]
-        return losses, torch.stack([found[column] for column in range(len(found))])
+        return losses, torch.cat([found[column] for column in range(len(found))], 1)
 
     # What the compiler knows hangs on the code object, of which it allows only a few versions.
     step.__code__ = step.__code__.replace()
-    return torch.compile(step, dynamic=False)
+    return torch.compile(step, dynamic=True)
 
 
 def _product(weights: Sequence[Tensor], values: Sequence[Tensor], bias: Tensor | None) -> Tensor:

@@ -137,15 +137,6 @@ class Weights:
         self.buffers = {name: buffer[rows] for name, buffer in self.buffers.items()}
         self._shapes = [self._shapes[slot] for slot in keep]
 
-    def relayout(self, *, members_last: bool) -> None:
-        """Make either the members or the parameters adjacent in memory."""
-        self.flat = relaid(self.flat, members_last=members_last)
-
-
-def relaid(rows: Tensor, *, members_last: bool) -> Tensor:
-    """Give the same matrix ``(slots, P)`` with the members, or the parameters, adjacent."""
-    return rows.T.contiguous().T if members_last else rows.contiguous()
-
 
 def tensors(model: nn.Module) -> dict[str, Tensor]:
     """Give the parameters and buffers of a network, each once."""

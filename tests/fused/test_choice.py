@@ -88,9 +88,11 @@ def compiler(device: str) -> Iterable[None]:
 @pytest.mark.slow
 @pytest.mark.usefixtures("compiler")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")  # of itself, while it compiles
-@pytest.mark.parametrize("engine", ["stack", "vmap"])
+# A stack is compiled for any number of rows, of which the last of 40 are 10.
+@pytest.mark.parametrize(("engine", "batch_size"), [("stack", 40), ("vmap", 45)])
 def test_a_compiled_step_is_the_same(
     engine: str,
+    batch_size: int,
     points: tuple[Tensor, Tensor],
     mlp: Callable[..., nn.Sequential],
     assert_same: Callable[..., Population],
@@ -98,6 +100,34 @@ def test_a_compiled_step_is_the_same(
     def build(i: int) -> Member:
         model = mlp(i, widths=(2, 3, 1))
         optimizer = Adam(model.parameters(), lr=0.01)
-        return Member(model=model, optimizer=optimizer, batch_size=45, seed=i)
+        return Member(model=model, optimizer=optimizer, batch_size=batch_size, seed=i)
 
     assert_same(build, 3, *points, engine=engine, compile=True)
+
+
+@pytest.mark.parametrize("engine", ["auto", "stack"])
+def test_what_cannot_be_compiled_is_trained_as_it_is(
+    engine: str,
+    points: tuple[Tensor, Tensor],
+    mlp: Callable[..., nn.Sequential],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def compile(function: Callable[..., object], **options: object) -> Callable[..., object]:
+        def fail(*arguments: object) -> object:
+            raise RuntimeError("no compiler")
+
+        return fail
+
+    def loss(outputs: Tensor, y: Tensor) -> Tensor:
+        return binary_cross_entropy(outputs, y)
+
+    monkeypatch.setattr(torch, "compile", compile)
+    model = mlp(0)
+    member = Member(model=model, optimizer=Adam(model.parameters()), batch_size=20)
+    population = Population(
+        member, slots=2, loss=loss, device=points[0].device, engine=engine, compile=True
+    )
+    population.admit(0, member)
+    population.train_epoch(*points)
+    assert "stack " in population.reason
+    assert population.reason.endswith(" Not compiled: no compiler")
