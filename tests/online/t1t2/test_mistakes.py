@@ -60,6 +60,8 @@ def test_optimizers_without_a_known_derivative_are_refused(lab: Lab) -> None:
         lab.tune(net=net, optimizer=AdamW(net.parameters()))
     with pytest.raises(ValueError, match="a weight that the optimizer does not have"):
         lab.tune(net=net, optimizer=Adam(net[0].parameters()))
+    with pytest.raises(ValueError, match="must not have trainable parameters beside the model's"):
+        lab.tune(net=net[0], optimizer=Adam(net.parameters()))
 
 
 @pytest.mark.parametrize(
