@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch import Tensor
 from torch.optim import Optimizer
+from torch.utils.data import DataLoader
 
 from optuna_ext._checks import check_int
 from optuna_ext.online.t1t2._hyper import HyperOptimizer
@@ -240,7 +241,12 @@ class T1T2:
 
         Returns:
             The training loss before the step, without L2; shape ``()``, detached.
+
+        Raises:
+            TypeError: If ``valid_batch`` is a ``DataLoader``.
         """
+        if isinstance(valid_batch, DataLoader):
+            raise TypeError("`valid_batch` is a DataLoader: give itertools.cycle(it), made once.")
         loss = self.backward(batch)
         self._scaling.step(self.optimizer)
         if self.is_due and isinstance(valid_batch, Iterator):
