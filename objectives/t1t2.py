@@ -86,7 +86,7 @@ def objective(
     device: str | torch.device = "auto",
     data_dir: str | os.PathLike[str] | None = None,
     seed: int = 0,
-    amp: bool = False,
+    amp: bool | None = None,
     artifacts: str | None = None,
 ) -> float:
     """Train a multilayer perceptron by Adam while T1-T2 tunes L2 and input noise.
@@ -110,7 +110,7 @@ def objective(
         seed:
             Fixes first weights, order of the images and noise.
         amp:
-            Whether to compute what only tuning needs in bfloat16.
+            Whether to compute what only tuning needs in bfloat16; ``None`` where it is faster.
         artifacts:
             A directory for the values of all steps, one file per trial; ``None`` keeps at most
             200 changes of them, with the trial.
@@ -208,7 +208,7 @@ def train(
     epochs: int,
     schedule: Schedule | None = None,
     seed: int = 0,
-    amp: bool = False,
+    amp: bool | None = None,
 ) -> Training:
     """Prepare the training of a network by Adam on T1, in batches of 100.
 

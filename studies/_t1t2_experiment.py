@@ -64,7 +64,7 @@ def experiment(options: Options, own: Mapping[str, Any]) -> int:
     outcomes: list[Outcome] = []
     console = Console()
     for seed in range(options.seed or 0, (options.seed or 0) + options.trials):
-        found = _outcome(splits, hidden, epochs=epochs, seed=seed, amp=options.amp)
+        found = _outcome(splits, hidden, epochs=epochs, seed=seed, amp=options.amp or None)
         outcomes.append(found)
         console.print(_line(len(outcomes), found), highlight=False, soft_wrap=True)
     title = f"MNIST, {'-'.join(map(str, hidden))}, {epochs} epochs on {device}"
@@ -75,7 +75,7 @@ def experiment(options: Options, own: Mapping[str, Any]) -> int:
 
 
 def _outcome(
-    splits: t1t2.Splits, hidden: tuple[int, ...], *, epochs: int, seed: int, amp: bool
+    splits: t1t2.Splits, hidden: tuple[int, ...], *, epochs: int, seed: int, amp: bool | None
 ) -> Outcome:
     rng = random.Random(seed)
     start = {"l2": 10 ** rng.uniform(-5.5, -2.5), "input_noise": rng.uniform(0.01, 0.8)}

@@ -11,6 +11,7 @@ from torch import nn
 from torch import Tensor
 
 from optuna_ext.online.t1t2._hyperparameters import Hyperparameter
+from optuna_ext.online.t1t2._step import Scaling
 
 
 _REACH = 2.0  # how many times a steady hypergradient crosses the range in a training
@@ -26,10 +27,8 @@ class HyperOptimizer:
             Whose numbers they are.
         model:
             Tells how many numbers there are.
-        dtype:
-            Of the raw numbers.
-        device:
-            Of the raw numbers.
+        like:
+            A parameter: the raw numbers are on its device, and in float32 at least.
         n_updates:
             How many steps will come; with the width of the ranges it gives the step size.
     """
@@ -39,8 +38,7 @@ class HyperOptimizer:
         hyperparameters: Sequence[Hyperparameter],
         model: nn.Module,
         *,
-        dtype: torch.dtype,
-        device: torch.device,
+        like: Tensor,
         n_updates: int,
     ) -> None:
         self._owners: dict[str, Hyperparameter] = {}
@@ -52,8 +50,8 @@ class HyperOptimizer:
                     raise ValueError(f"`hyperparameters` has two of the name {name!r}.")
                 raw = torch.tensor(
                     hyperparameter.to_raw(hyperparameter.init),
-                    dtype=dtype,
-                    device=device,
+                    dtype=torch.promote_types(like.dtype, torch.float32),
+                    device=like.device,
                     requires_grad=True,
                 )
                 self._owners[name] = hyperparameter
@@ -82,13 +80,36 @@ class HyperOptimizer:
                 raise ValueError(f"{name!r} must be one of {list(self.raws)}.")
             self.raws[name].fill_(self._owners[name].to_raw(value))
 
+    def derivatives(
+        self, pairs: Sequence[tuple[Tensor, Tensor]], *, scaling: Scaling
+    ) -> dict[str, Tensor]:
+        """Return those of the validation loss by the raw numbers that it depends on.
+
+        Args:
+            pairs: As :class:`LastStep` returns them.
+            scaling: Of the second tensors on their way back.
+        """
+        pairs = [(output, weight) for output, weight in pairs if output.requires_grad]
+        found = torch.autograd.grad(
+            [output for output, _ in pairs],
+            list(self.raws.values()),
+            [scaling.times(weight.to(output.dtype)) for output, weight in pairs],
+            allow_unused=True,
+        )
+        used = {name: g for name, g in zip(self.raws, found, strict=True) if g is not None}
+        return scaling.without(used)
+
     @torch.no_grad()
     def step(self, gradients: Mapping[str, Tensor]) -> dict[str, float]:
         """Move the raw numbers; those without a finite gradient stay, and are counted.
 
+        Args:
+            gradients: Those that are missing are 0: a batch may pass a layer by.
+
         Returns:
             The gradients as numbers.
         """
+        gradients = {n: torch.zeros_like(raw) for n, raw in self.raws.items()} | dict(gradients)
         numbers = torch.stack([gradients[name] for name in self.raws]).tolist()
         for (name, raw), number in zip(self.raws.items(), numbers, strict=True):
             raw.grad = self._clip(raw, gradients[name]) if math.isfinite(number) else None

@@ -72,4 +72,5 @@ class Mixup(Hyperparameter):
 
 
 def _soft(y: Tensor, n_classes: int, dtype: torch.dtype) -> Tensor:
-    return y if y.is_floating_point() else F.one_hot(y, n_classes).to(dtype)
+    """Return probabilities, whose second dimension is the class, as cross-entropy takes them."""
+    return y if y.is_floating_point() else F.one_hot(y, n_classes).to(dtype).movedim(-1, 1)

@@ -64,7 +64,6 @@ class LastStep:
     def begin(self, moment: Moment) -> None:
         """Copy the parameters, so that a graph on the copies outlives the optimizer's step."""
         del moment
-        self._gradients = {}
         with torch.no_grad():
             for p in self._params.values():
                 if p not in self._before:
@@ -112,10 +111,12 @@ class LastStep:
                     w = w if p in self._gradients else self._pull_back(p, v_p)
                     slope = _dot(w, self._before[p])
                 found.append((values[self._decayed[p]], slope))
+        self.forget()
         return found + (_across(along) if self._hold_length else along)
 
     def forget(self) -> None:
-        """Nothing is left behind by a step that was not made."""
+        """Let go of the graph, and of the memory that it holds."""
+        self._gradients = {}
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a later process needs to go on."""

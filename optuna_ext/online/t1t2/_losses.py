@@ -16,6 +16,10 @@ from torch.nn import functional as F
 
 from optuna_ext.online.t1t2._hyperparameters import Batch
 from optuna_ext.online.t1t2._hyperparameters import Hyperparameter
+from optuna_ext.online.t1t2._precision import Precision
+from optuna_ext.online.t1t2._step import Moment
+from optuna_ext.online.t1t2._step import Randomness
+from optuna_ext.online.t1t2._step import Scaling
 
 
 Loss = Callable[[nn.Module, Batch, Mapping[str, Tensor]], Tensor]
@@ -32,8 +36,12 @@ class TrainingLoss(nn.Module):
             Takes model, batch and values; the default is the cross-entropy.
         hyperparameters:
             What changes batch and model before.
-        generator:
+        randomness:
             Gives the noise.
+        scaling:
+            Of the loss on its way back.
+        precision:
+            Of what only tuning needs.
     """
 
     def __init__(
@@ -42,21 +50,26 @@ class TrainingLoss(nn.Module):
         loss: Loss | None,
         hyperparameters: Sequence[Hyperparameter],
         *,
-        generator: torch.Generator,
+        randomness: Randomness,
+        scaling: Scaling,
+        precision: Precision,
     ) -> None:
         super().__init__()
         self.model = model
         self._loss = loss or _cross_entropy
         self._hyperparameters = hyperparameters
-        self._generator = generator
+        self._randomness = randomness
+        self._scaling = scaling
+        self._precision = precision
 
     def forward(self, batch: Batch, values: Mapping[str, Tensor]) -> Tensor:
         """Return the loss of a batch with these values."""
+        generator = self._randomness.generator
         with ExitStack() as stack:
             for hyperparameter in self._hyperparameters:
                 value = values[hyperparameter.name]
-                batch = hyperparameter.transform(batch, value, self._generator)
-                stack.enter_context(hyperparameter.perturb(self.model, value, self._generator))
+                batch = hyperparameter.transform(batch, value, generator)
+                stack.enter_context(hyperparameter.perturb(self.model, value, generator))
             return self._loss(self.model, batch, values)
 
     def check_use(
@@ -72,8 +85,8 @@ class TrainingLoss(nn.Module):
         Raises:
             ValueError: If there is one.
         """
-        copies = {name: buffer.clone() for name, buffer in self.named_buffers()}
-        loss = functional_call(self, copies, (batch, values))
+        with self._randomness.back_at(self._randomness.state()), self._precision():
+            loss = functional_call(self, self._copied_buffers(), (batch, values))
         if not loss.requires_grad:
             raise ValueError("The training loss does not depend on the model's parameters.")
         names = [hyperparameter.name for hyperparameter in self._hyperparameters]
@@ -83,13 +96,7 @@ class TrainingLoss(nn.Module):
                 raise unused(name, "training loss")
 
     def in_graph(
-        self,
-        batch: Batch,
-        values: Mapping[str, Tensor],
-        params: Mapping[str, Tensor],
-        *,
-        scale: Tensor | None,
-        leaves_traces: bool,
+        self, batch: Batch, values: Mapping[str, Tensor], params: Mapping[str, Tensor]
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the loss and its gradients by ``params``, whose graph leads to the values.
 
@@ -97,17 +104,34 @@ class TrainingLoss(nn.Module):
             batch: A batch.
             values: The values.
             params: What stands for the model's parameters, by their names.
-            scale: Factor of the gradients.
-            leaves_traces: Whether running statistics move.
+
+        Returns:
+            The gradients are multiplied by the factor of the scaling.
         """
-        stand_ins = {f"model.{name}": p for name, p in params.items()}
-        if not leaves_traces:
-            stand_ins |= {name: buffer.clone() for name, buffer in self.named_buffers()}
-        loss = functional_call(self, stand_ins, (batch, values))
-        inputs = list(params.values())
-        scaled = loss if scale is None else loss * scale
-        found = torch.autograd.grad(scaled, inputs, create_graph=True, allow_unused=True)
-        return loss, {name: g for name, g in zip(params, found, strict=True) if g is not None}
+        loss = functional_call(self, _within(params), (batch, values))
+        return loss, self._gradients(loss, params)
+
+    def gradients_at(
+        self, moment: Moment, values: Mapping[str, Tensor], params: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """Return such gradients of a moment in the past, as if nothing had happened since."""
+        stand_ins = _within(params) | self._copied_buffers()
+        with self._randomness.back_at(moment.randomness), self._precision():
+            loss = functional_call(self, stand_ins, (moment.batch, values))
+        return self._scaling.without(self._gradients(loss, params))
+
+    def _gradients(self, loss: Tensor, params: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        found = torch.autograd.grad(
+            self._scaling.times(loss),
+            list(params.values()),
+            create_graph=True,
+            allow_unused=True,
+        )
+        return {name: g for name, g in zip(params, found, strict=True) if g is not None}
+
+    def _copied_buffers(self) -> dict[str, Tensor]:
+        """Return stand-ins, so that running statistics do not move."""
+        return {name: buffer.clone() for name, buffer in self.named_buffers()}
 
 
 class ValidationLoss:
@@ -118,38 +142,39 @@ class ValidationLoss:
             The model.
         loss:
             Takes model and batch; the default is the cross-entropy.
+        scaling:
+            Of the loss on its way back.
+        precision:
+            Of what only tuning needs.
     """
 
-    def __init__(self, model: nn.Module, loss: ValidLoss | None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: ValidLoss | None,
+        *,
+        scaling: Scaling,
+        precision: Precision,
+    ) -> None:
         self._model = model
         self._loss = loss or (lambda model, batch: _cross_entropy(model, batch, {}))
+        self._scaling = scaling
+        self._precision = precision
 
-    def gradients(
-        self,
-        batch: Batch,
-        params: Iterable[Tensor],
-        *,
-        scale: Tensor | None,
-        autocast: torch.autocast,
-    ) -> dict[Tensor, Tensor]:
-        """Return the gradients by the parameters that the loss of a batch depends on.
-
-        ``scale`` is for the way back alone.
-        """
+    def gradients(self, batch: Batch, params: Iterable[Tensor]) -> dict[Tensor, Tensor]:
+        """Return the gradients by the parameters that the loss of a batch depends on."""
+        params = list(params)
         modes = {module: module.training for module in self._model.modules()}
         self._model.eval()
         try:
-            with autocast:
+            with self._precision():
                 loss = self._loss(self._model, batch)
-            params = list(params)
-            found = torch.autograd.grad(
-                loss if scale is None else loss * scale, params, allow_unused=True
-            )
+            found = torch.autograd.grad(self._scaling.times(loss), params, allow_unused=True)
         finally:
             for module, training in modes.items():
                 module.training = training
         used = {p: g for p, g in zip(params, found, strict=True) if g is not None}
-        return used if scale is None else {p: g / scale for p, g in used.items()}
+        return self._scaling.without(used)
 
 
 def unused(name: str, what: str) -> ValueError:
@@ -161,3 +186,8 @@ def _cross_entropy(model: nn.Module, batch: Batch, h: Mapping[str, Tensor]) -> T
     del h  # it is at work in the batch and in the model
     x, y = batch
     return F.cross_entropy(model(x), y)
+
+
+def _within(params: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return stand-ins by their names in :class:`TrainingLoss`."""
+    return {f"model.{name}": p for name, p in params.items()}

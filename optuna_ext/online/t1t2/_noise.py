@@ -15,7 +15,19 @@ from torch.nn.modules import activation
 from optuna_ext.online.t1t2._hyperparameters import Hyperparameter
 
 
-class InputNoise(Hyperparameter):
+class _Disturbance(Hyperparameter):
+    """Something random in the model."""
+
+    def _checked(self, x: object, what: str) -> Tensor:
+        if not isinstance(x, Tensor) or not x.is_floating_point():
+            kind = x.dtype if isinstance(x, Tensor) else type(x).__name__
+            raise TypeError(
+                f"{type(self).__name__} needs a tensor of floating point, but {what} is {kind}."
+            )
+        return x
+
+
+class InputNoise(_Disturbance):
     """Standard deviation of Gaussian noise added to the model's first input.
 
     At 0 the derivative vanishes, because the noise is symmetric: it must start above.
@@ -39,7 +51,8 @@ class InputNoise(Hyperparameter):
         """Add noise to the first input."""
 
         def hook(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-            x, *others = inputs
+            x, *others = inputs or (None,)
+            x = self._checked(x, "the model's first input")
             return (_noisy(x, value, generator), *others)
 
         handle = model.register_forward_pre_hook(hook)
@@ -49,7 +62,7 @@ class InputNoise(Hyperparameter):
             handle.remove()
 
 
-class _Hidden(Hyperparameter):
+class _Hidden(_Disturbance):
     """Something random at the outputs of modules."""
 
     modules: Sequence[str] | None = None
@@ -62,7 +75,11 @@ class _Hidden(Hyperparameter):
     def _places(self, model: nn.Module) -> list[nn.Module]:
         if self.modules is None:
             kinds = tuple(getattr(activation, name) for name in activation.__all__)
-            found = [m for m in model.modules() if isinstance(m, kinds)]
+            found = [
+                module
+                for module in model.modules()
+                if isinstance(module, kinds) and not isinstance(module, nn.MultiheadAttention)
+            ]
             if not found:
                 raise ValueError(
                     f"{type(self).__name__} found no activation modules in the model: name the "
@@ -87,8 +104,9 @@ class _Hidden(Hyperparameter):
     ) -> Iterator[None]:
         """Change the modules' outputs."""
 
-        def hook(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
-            return self._act(output, value, generator)
+        def hook(module: nn.Module, inputs: Any, output: object) -> Tensor:
+            x = self._checked(output, f"the output of {type(module).__name__}")
+            return self._act(x, value, generator)
 
         handles = [module.register_forward_hook(hook) for module in self._places(model)]
         try:
@@ -159,12 +177,18 @@ class Dropout(_Hidden):
         self.modules = modules
 
     def _act(self, x: Tensor, value: Tensor, generator: torch.Generator) -> Tensor:
-        tiny = torch.finfo(x.dtype).eps
-        u = torch.empty_like(x).uniform_(tiny, 1 - tiny, generator=generator)
+        dtype = _fine(x)
+        tiny = torch.finfo(dtype).eps
+        u = torch.empty_like(x, dtype=dtype).uniform_(tiny, 1 - tiny, generator=generator)
         dropped = torch.sigmoid((torch.logit(value) + torch.logit(u)) / 0.1)
-        return x * (1 - dropped) / (1 - value)
+        return x * ((1 - dropped) / (1 - value)).to(x.dtype)
 
 
 def _noisy(x: Tensor, value: Tensor, generator: torch.Generator) -> Tensor:
-    noise = torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
-    return x + value.to(x.dtype) * noise
+    noise = torch.randn(x.shape, generator=generator, device=x.device, dtype=_fine(x))
+    return x + (value * noise).to(x.dtype)
+
+
+def _fine(x: Tensor) -> torch.dtype:
+    """Return what to draw in: the same numbers for what autocast has made of the step's ones."""
+    return torch.promote_types(x.dtype, torch.float32)

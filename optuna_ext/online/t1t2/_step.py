@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -17,6 +18,7 @@ from optuna_ext.online.t1t2._hyperparameters import Batch
 
 
 Group = Mapping[str, Any]
+K = TypeVar("K")
 
 
 class StepWatch:
@@ -81,14 +83,14 @@ class Scaling:
         self._device = device
         self.leaves_steps_out = scaler is not None
 
-    @property
-    def factor(self) -> Tensor | None:
-        """By which gradients are multiplied on their way back."""
-        return None if self._scaler is None else self.times(torch.ones((), device=self._device))
-
     def times(self, x: Tensor) -> Tensor:
-        """Return ``x`` multiplied by the factor."""
+        """Return ``x`` multiplied by the factor of gradients on their way back."""
         return x if self._scaler is None else self._scaler.scale(x)
+
+    def without(self, gradients: Mapping[K, Tensor]) -> dict[K, Tensor]:
+        """Return gradients that were multiplied by the factor, without it."""
+        factor = self._factor
+        return {key: g if factor is None else g / factor for key, g in gradients.items()}
 
     def unscale(self, optimizer: Optimizer) -> None:
         """Take the factor off the gradients of an optimizer."""
@@ -102,6 +104,10 @@ class Scaling:
         else:
             self._scaler.step(optimizer)
             self._scaler.update()
+
+    @property
+    def _factor(self) -> Tensor | None:
+        return None if self._scaler is None else self.times(torch.ones((), device=self._device))
 
 
 @dataclass(frozen=True)
@@ -125,12 +131,12 @@ class Randomness:
     """
 
     def __init__(self, generator: torch.Generator) -> None:
-        self._generator = generator
+        self.generator = generator
         self._cuda = [generator.device] if generator.device.type == "cuda" else []
 
     def state(self) -> list[Tensor]:
         """Return where the generators stand."""
-        states = [self._generator.get_state(), torch.get_rng_state()]
+        states = [self.generator.get_state(), torch.get_rng_state()]
         return states + [torch.cuda.get_rng_state(device) for device in self._cuda]
 
     @contextmanager
@@ -145,7 +151,7 @@ class Randomness:
 
     def _set(self, states: list[Tensor]) -> None:
         own, cpu, *cuda = (state.cpu() for state in states)
-        self._generator.set_state(own)
+        self.generator.set_state(own)
         torch.set_rng_state(cpu)
         for device, state in zip(self._cuda, cuda, strict=True):
             torch.cuda.set_rng_state(state, device)

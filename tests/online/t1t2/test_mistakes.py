@@ -12,6 +12,8 @@ from torch import nn
 from torch import Tensor
 from torch.optim import Adam
 from torch.optim import AdamW
+from torch.utils.data import DataLoader
+from torch.utils.data import TensorDataset
 
 from optuna_ext.online.t1t2 import Dropout
 from optuna_ext.online.t1t2 import HiddenNoise
@@ -60,6 +62,8 @@ def test_optimizers_without_a_known_derivative_are_refused(lab: Lab) -> None:
         lab.tune(net=net, optimizer=AdamW(net.parameters()))
     with pytest.raises(ValueError, match="a weight that the optimizer does not have"):
         lab.tune(net=net, optimizer=Adam(net[0].parameters()))
+    with pytest.raises(ValueError, match="must not have trainable parameters beside the model's"):
+        lab.tune(net=net[0], optimizer=Adam(net.parameters()))
 
 
 @pytest.mark.parametrize(
@@ -99,3 +103,28 @@ def test_a_constant_summand_is_named_too(lab: Lab) -> None:
     tuner = lab.tune(hyperparameters=[constant], loss=with_constant, every=1)
     with pytest.raises(ValueError, match="gradient of the training loss .* on 'constant'"):
         tuner.step(lab.batches[0], lab.valid)
+
+
+def test_noise_is_for_tensors_of_floating_point(lab: Lab) -> None:
+    tokens = torch.arange(7)
+    net = nn.Sequential(nn.Embedding(7, 3)).double()
+    tuner = lab.tune(net=net, hyperparameters=[InputNoise()])
+    with pytest.raises(TypeError, match="InputNoise .*the model's first input is torch.int64"):
+        tuner.step((tokens, tokens % 3))
+    attention = nn.MultiheadAttention(4, 1)
+    with pytest.raises(ValueError, match="HiddenNoise found no activation modules"):
+        lab.tune(net=attention, hyperparameters=[HiddenNoise()])
+    tuner = lab.tune(
+        net=nn.Sequential(attention),
+        hyperparameters=[Dropout(modules=["0"])],
+        loss=lambda model, batch, h: attention(*batch)[0].sum(),
+    )
+    rows = torch.randn(2, 4)
+    with pytest.raises(TypeError, match="Dropout .*the output of MultiheadAttention is tuple"):
+        tuner.step((rows, rows, rows))
+
+
+def test_a_loader_is_not_a_batch(lab: Lab) -> None:
+    loader = DataLoader(TensorDataset(*lab.valid))
+    with pytest.raises(TypeError, match="`valid_batch` is a DataLoader: give itertools.cycle"):
+        lab.tune().step(lab.batches[0], loader)
