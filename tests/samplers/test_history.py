@@ -229,6 +229,15 @@ def test_every_trial_writes_where_it_is_going_as_soon_as_that_is_known() -> None
     assert not any(trial.user_attrs for trial in study.trials)
 
 
+def test_a_row_between_two_values_is_planned_as_the_one_it_stands_for() -> None:
+    study = study_with(Recorder(go=0.6))
+    for _ in range(2):
+        trial = study.ask()
+        study.tell(trial, trial.suggest_int("x", 1, 4))
+    assert study.trials[-1].params == {"x": 3}
+    assert study.trials[-1].system_attrs["optuna_ext:plan"] == {"x": 0.625}
+
+
 def test_what_runs_is_known_by_its_plan_and_by_what_was_given_to_it() -> None:
     sampler = Recorder(search_space={name: FloatDistribution(0, 1) for name in "xyz"})
     study = study_with(sampler)
