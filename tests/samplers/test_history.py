@@ -17,6 +17,7 @@ from optuna_ext.samplers._levels import derive_levels
 from optuna_ext.samplers._levels import Levels
 from optuna_ext.samplers._trial_table import encode
 from optuna_ext.samplers._trial_table import is_ordered
+from optuna_ext.samplers._trial_table import TrialTable
 from optuna_ext.space import UnitSpace
 
 
@@ -155,6 +156,20 @@ def test_values_outside_a_changed_range_are_clipped() -> None:
     assert row[1] == 0.5
     assert math.isnan(row[2])
     assert row[3] == pytest.approx(5 / 6)
+
+
+def test_of_values_at_one_coordinate_the_latest_counts_whoever_ended_first() -> None:
+    study = study_with(Recorder())
+    for x in (2.0, 3.0):
+        study.enqueue_trial({"x": x})
+        study.ask().suggest_float("x", 0, 4)
+    space = UnitSpace({"x": FloatDistribution(0, 1)})
+    table = TrialTable(maximize=False, count_failed=False, tie=lambda trial: 0.0)
+    for number in (1, 0):
+        study.tell(number, 1.0)
+        table.update(study.get_trials())
+        (u,) = table.history(space, exclude=-1).rows[0]
+        assert table.value(space, "x", u) == 3.0
 
 
 def test_a_proposal_outside_a_trials_range_goes_where_it_was_meant() -> None:
