@@ -28,6 +28,7 @@ from optuna_ext.moves.offsets import scores_of
 from optuna_ext.moves.quadratic import minimizer
 from optuna_ext.moves.repeats import averaged
 from optuna_ext.moves.turns import whose_turn
+from optuna_ext.moves.variation import Snap
 
 
 PollKind = Literal["opportunistic", "complete"]
@@ -43,6 +44,11 @@ _MAX_CENTERS = 32  # polled through in vain before a point anywhere is taken
 _N_ANYWHERE = 64  # such points tried
 
 
+def _as_it_is(column: int, u: float) -> float:
+    del column
+    return u
+
+
 @dataclass(frozen=True, kw_only=True)
 class Neighborhood:
     """How to search a neighborhood.
@@ -50,6 +56,8 @@ class Neighborhood:
     Attributes:
         levels: For each column the coordinates of all its values, increasing, or None where they
             are too many.
+        snap: Gives the coordinate of the nearest value of a column without levels. The default is
+            for continuous columns.
         gradient: How to order a poll; see :func:`~optuna_ext.moves.gradients.predict`.
         poll: ``"opportunistic"`` moves the center at the first improvement, ``"complete"`` when
             the poll is over.
@@ -59,6 +67,7 @@ class Neighborhood:
     """
 
     levels: Levels
+    snap: Snap = _as_it_is
     gradient: Gradient = "ridge"
     poll: PollKind = "opportunistic"
     initial_step: float = 0.25
@@ -95,13 +104,13 @@ def next_row(history: History, search: Neighborhood, rng: np.random.Generator) -
         if row is not None:
             return row
     for _ in range(_N_ANYWHERE):
-        row = _snap(rng.random((history.rows.shape[1],)), search.levels)
+        row = _snap(rng.random((history.rows.shape[1],)), search)
         if not history.is_taken(row):
             return row
     return np.full(history.rows.shape[1], np.nan)
 
 
-def poll(center: np.ndarray, step: float, history: History, levels: Levels) -> np.ndarray:
+def poll(center: np.ndarray, step: float, history: History, search: Neighborhood) -> np.ndarray:
     """Return the neighbors of a row.
 
     Args:
@@ -109,7 +118,7 @@ def poll(center: np.ndarray, step: float, history: History, levels: Levels) -> n
         step: Distance, as a share of each parameter's range. With levels the nearest to it, at
             least one level off. Neighbors do not leave the unit cube.
         history: Tells which columns are ordered.
-        levels: For each column its values, or None.
+        search: Tells which values each column has.
 
     Returns:
         Array of shape ``(m, d)``.
@@ -119,9 +128,10 @@ def poll(center: np.ndarray, step: float, history: History, levels: Levels) -> n
     for column, u in enumerate(center.tolist()):
         if u != u:
             continue
-        values = levels[column]
+        values = search.levels[column]
         if values is None:
-            around = [max(u - step, 0.0), min(u + step, _LAST)]
+            ends = max(u - step, 0.0), min(u + step, _LAST)
+            around = [search.snap(column, v) for v in ends]
         elif history.ordered[column]:
             here = int(np.abs(values - u).argmin())
             lower = min(int(np.abs(values - (u - step)).argmin()), here - 1)
@@ -144,8 +154,8 @@ def polls(
     """Give the polls of a center with the step halved each time, as long as that changes them."""
     previous = None
     while step >= search.min_step:
-        neighbors = poll(center, step, history, search.levels)
-        if previous is not None and np.array_equal(neighbors, previous):
+        neighbors = poll(center, step, history, search)
+        if not len(neighbors) or (previous is not None and np.array_equal(neighbors, previous)):
             return
         yield step, neighbors
         previous = neighbors
@@ -232,7 +242,7 @@ def _modeled(
     move = minimizer(history.rows[nearest] - center, history.values[nearest], 2.0 * step)
     if move is None:
         return None
-    row = np.clip(center + move, 0.0, _LAST)
+    row = _snap(center + move, search)
     known = np.concatenate([history.rows, history.planned])
     is_new = (np.abs(known - row) > _APART * step).any(axis=1).all()
     return row if is_new else None
@@ -265,7 +275,7 @@ def _choose(
         expected, here = expected[:-1], expected[-1]
         bold = [
             *_joint(center, candidates, expected - here),
-            *_speculative(history, ranking, index, center, search.levels),
+            *_speculative(history, ranking, index, center, search),
         ]
         bold = [
             row
@@ -299,7 +309,7 @@ def _joint(center: np.ndarray, candidates: np.ndarray, gains: np.ndarray) -> lis
 
 
 def _speculative(
-    history: History, ranking: np.ndarray, index: int, center: np.ndarray, levels: Levels
+    history: History, ranking: np.ndarray, index: int, center: np.ndarray, search: Neighborhood
 ) -> list[np.ndarray]:
     """Return the center moved on by the step that led to it, once and twice as far."""
     previous = _previous(ranking, index)
@@ -307,7 +317,7 @@ def _speculative(
         return []
     move = center - history.rows[previous]
     move[np.isnan(move) | ~np.array(history.ordered)] = 0.0
-    return [_snap(center + factor * move, levels) for factor in (1, 2)]
+    return [_snap(center + factor * move, search) for factor in (1, 2)]
 
 
 def _first_step(history: History, ranking: np.ndarray, index: int, search: Neighborhood) -> float:
@@ -346,7 +356,7 @@ def _unfinished(
         if step is None or _axis_distance(history.rows[record], history.rows[index]) is None:
             continue
         center = _center(history, record, search)
-        neighbors = poll(center, step, history, search.levels)
+        neighbors = poll(center, step, history, search)
         was_polled = matches(neighbors, history.rows[index]).any()
         if was_polled and len(
             _not_among(np.concatenate([history.rows, history.planned]), neighbors)
@@ -363,14 +373,16 @@ def _axis_distance(a: np.ndarray, b: np.ndarray) -> float | None:
 
 def _center(history: History, index: int, search: Neighborhood) -> np.ndarray:
     """Return a row on its levels, with coordinates for the parameters that it did not have."""
-    return _snap(history.inherit(history.rows[index]), search.levels)
+    return _snap(history.inherit(history.rows[index]), search)
 
 
-def _snap(row: np.ndarray, levels: Levels) -> np.ndarray:
+def _snap(row: np.ndarray, search: Neighborhood) -> np.ndarray:
     row = np.clip(row, 0.0, _LAST)
-    for column, values in enumerate(levels):
-        if values is not None and not np.isnan(row[column]):
-            row[column] = values[np.abs(values - row[column]).argmin()]
+    for column, (u, values) in enumerate(zip(row.tolist(), search.levels, strict=True)):
+        if u == u:
+            row[column] = (
+                search.snap(column, u) if values is None else values[np.abs(values - u).argmin()]
+            )
     return row
 
 

@@ -34,7 +34,7 @@ _T = TypeVar("_T")
 # Yields the rows wanted, the one needed next first and the others in the order in which they are
 # likely to be needed; is sent the evaluation of the first.
 Search = Generator[list[np.ndarray], Evaluation, _T]
-Snap = Callable[[np.ndarray], np.ndarray]
+SnapRow = Callable[[np.ndarray], np.ndarray]  # row -> row that stands for the same parameters
 
 _MAX_NEW_RUNS = 8  # how many more runs than there are evaluations are tried to find a row
 _MAX_OVERTAKEN = 16  # a trial is given up when so many younger ones, per running one, have ended
@@ -64,7 +64,7 @@ class Replay:
         search: Callable[[Evaluation, History], Search[Evaluation]],
         *,
         n_startup: int,
-        snap: Snap = np.copy,
+        snap: SnapRow = np.copy,
     ) -> None:
         self._search = search
         self._n_startup = n_startup
@@ -152,7 +152,7 @@ class _Run:
         latest: The largest number of a trial that was an answer.
     """
 
-    def __init__(self, search: Search[Evaluation], snap: Snap) -> None:
+    def __init__(self, search: Search[Evaluation], snap: SnapRow) -> None:
         self._search = search
         self._snap = snap
         self._answers: list[tuple[np.ndarray, int]] = []  # row wanted, number of the trial

@@ -10,7 +10,7 @@ from optuna_ext.moves.history import SAME
 from optuna_ext.moves.plateaus import is_on_plateau
 from optuna_ext.moves.replay import Evaluation
 from optuna_ext.moves.replay import Search
-from optuna_ext.moves.replay import Snap
+from optuna_ext.moves.replay import SnapRow
 
 
 if TYPE_CHECKING:
@@ -148,7 +148,7 @@ def local_search(
     edge: float = 0.25,
     adaptive: bool = False,
     tolerance: float = 1e-2,
-    snap: Snap = np.copy,
+    snap: SnapRow = np.copy,
 ) -> Search[Evaluation]:
     """Poll the choices and run a simplex over the rest, in turns, until neither is better.
 
@@ -203,7 +203,7 @@ def _simplex_search(
     n_values: tuple[int | None, ...],
     adaptive: bool,
     tolerance: float,
-    snap: Snap,
+    snap: SnapRow,
 ) -> Search[tuple[Evaluation, bool]]:
     """Run a simplex over the columns ``free``, with a corner at ``start``.
 

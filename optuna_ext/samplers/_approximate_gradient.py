@@ -19,6 +19,7 @@ from optuna_ext.samplers._history import HistorySampler
 from optuna_ext.samplers._levels import check_levels
 from optuna_ext.samplers._levels import derive_levels
 from optuna_ext.samplers._levels import fit_levels
+from optuna_ext.samplers._snap import column_snap
 from optuna_ext.space import n_values
 from optuna_ext.space import to_unit
 
@@ -265,7 +266,8 @@ class ApproximateGradientSampler(HistorySampler):
     def _search_in(self, space: UnitSpace) -> Neighborhood:
         if self._search_cache is None or self._search_cache[0] is not space:
             levels = tuple(_coordinates(space.distributions[name]) for name in space.names)
-            self._search_cache = space, replace(self._search, levels=levels)
+            snap = column_snap(space)
+            self._search_cache = space, replace(self._search, levels=levels, snap=snap)
         return self._search_cache[1]
 
 

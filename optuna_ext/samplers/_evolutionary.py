@@ -17,9 +17,8 @@ from optuna_ext.points._checks import LAST
 from optuna_ext.samplers import _host
 from optuna_ext.samplers._history import FailedTrials
 from optuna_ext.samplers._history import HistorySampler
+from optuna_ext.samplers._snap import column_snap
 from optuna_ext.samplers._snap import scale_of
-from optuna_ext.space import from_unit
-from optuna_ext.space import to_unit
 
 
 if TYPE_CHECKING:
@@ -204,11 +203,7 @@ class EvolutionarySampler(HistorySampler):
                 scale_of(distribution) if ordered else None
                 for distribution, ordered in zip(distributions, history.ordered, strict=True)
             ),
-            snap=lambda column, u: (
-                u
-                if space.n_values[column] is None
-                else to_unit(distributions[column], from_unit(distributions[column], u))
-            ),
+            snap=column_snap(space),
             rng=rng,
         )
 

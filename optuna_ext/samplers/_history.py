@@ -15,7 +15,7 @@ from optuna_ext._checks import check_int
 from optuna_ext.samplers import _host
 from optuna_ext.samplers._design import DesignSampler
 from optuna_ext.samplers._levels import Levels
-from optuna_ext.samplers._snap import snap_to
+from optuna_ext.samplers._snap import row_snap
 from optuna_ext.samplers._sobol import SobolSampler
 from optuna_ext.samplers._trial_table import encode
 from optuna_ext.samplers._trial_table import TrialTable
@@ -237,7 +237,7 @@ class HistorySampler(BaseSampler, abc.ABC):
             goes_anywhere = goes_anywhere or attempt >= _MAX_PROPOSALS
             if goes_anywhere:
                 rng = self._rng(study, trial.number, attempt)
-                row, given = snap_to(space)(rng.random(space.n_dims)), {}
+                row, given = row_snap(space)(rng.random(space.n_dims)), {}
             else:
                 row, given = self._propose(study, trial, history, space)
             is_taken = history.is_taken(row)
@@ -268,7 +268,8 @@ class HistorySampler(BaseSampler, abc.ABC):
         """Return the search's row, and the start-up sampler's values for what it lacks."""
         from_startup: dict[str, BaseDistribution] = {}
         if len(history) and not self._is_startup(self._table(study), trial):
-            row = self._next_row(history, space, trial.number, self._rng(study, trial.number))
+            rng = self._rng(study, trial.number)
+            row = row_snap(space)(self._next_row(history, space, trial.number, rng))
         else:
             row = np.full(space.n_dims, np.nan)
             from_startup = self._startup.infer_relative_search_space(study, trial)

@@ -7,7 +7,7 @@ from optuna_ext._checks import check_int
 from optuna_ext.moves.replay import Replay
 from optuna_ext.moves.simplex import local_search
 from optuna_ext.samplers._history import HistorySampler
-from optuna_ext.samplers._snap import snap_to
+from optuna_ext.samplers._snap import row_snap
 
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from optuna.samplers import BaseSampler
 
     from optuna_ext.moves import History
-    from optuna_ext.moves.replay import Snap
+    from optuna_ext.moves.replay import SnapRow
     from optuna_ext.samplers._history import FailedTrials
     from optuna_ext.space import UnitSpace
 
@@ -138,10 +138,10 @@ class NelderMeadSampler(HistorySampler):
     ) -> np.ndarray:
         del number, rng  # everything follows from the history
         if self._replay is None or self._replay[0] != space.distributions:
-            self._replay = space.distributions, self._start_replay(snap_to(space))
+            self._replay = space.distributions, self._start_replay(row_snap(space))
         return self._replay[1].next_row(history)
 
-    def _start_replay(self, snap: Snap) -> Replay:
+    def _start_replay(self, snap: SnapRow) -> Replay:
         search = functools.partial(
             local_search,
             edge=self._edge,

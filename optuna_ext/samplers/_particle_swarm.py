@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from optuna_ext._checks import check_int
 from optuna_ext.moves import swarm
 from optuna_ext.samplers._history import HistorySampler
-from optuna_ext.samplers._snap import snap_to
+from optuna_ext.samplers._snap import row_snap
 
 
 if TYPE_CHECKING:
@@ -119,5 +119,5 @@ class ParticleSwarmSampler(HistorySampler):
             n_particles=self._n_particles,
             rng=rng,
             topology=self._topology,
-            snap=snap_to(space),
+            snap=row_snap(space),
         )

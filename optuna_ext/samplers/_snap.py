@@ -12,34 +12,45 @@ from optuna_ext.space import to_unit
 
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from optuna.distributions import BaseDistribution
 
+    from optuna_ext.moves.replay import SnapRow
+    from optuna_ext.moves.variation import Snap
     from optuna_ext.space import UnitSpace
 
 
-def snap_to(space: UnitSpace) -> Callable[[np.ndarray], np.ndarray]:
-    """Return the function from a row to the row that stands for the same parameters.
+def column_snap(space: UnitSpace) -> Snap:
+    """Return the function to the coordinate that a trial with the same value has.
 
-    That is the row which a trial with these parameters has, but for rounding: centers of bins,
-    where values are few. NaN stays NaN.
+    That is the center of a bin, where a column has values that can be counted.
     """
-    few = [
-        (column, space.distributions[name])
-        for column, (name, n) in enumerate(zip(space.names, space.n_values, strict=True))
-        if n is not None
-    ]
+    distributions = [space.distributions[name] for name in space.names]
 
-    def snap(row: np.ndarray) -> np.ndarray:
-        snapped = row.copy()
-        for column, distribution in few:
-            u = float(row[column])
-            if u == u:
-                snapped[column] = to_unit(distribution, from_unit(distribution, u))
-        return snapped
+    def snap(column: int, u: float) -> float:
+        if space.n_values[column] is None:
+            return u
+        return to_unit(distributions[column], from_unit(distributions[column], u))
 
     return snap
+
+
+def row_snap(space: UnitSpace) -> SnapRow:
+    """Return the function from a row to the row that stands for the same parameters.
+
+    NaN stays NaN.
+    """
+    columns = [column for column, n in enumerate(space.n_values) if n is not None]
+    snap = column_snap(space)
+
+    def snap_row(row: np.ndarray) -> np.ndarray:
+        snapped = row.copy()
+        for column in columns:
+            u = float(row[column])
+            if u == u:
+                snapped[column] = snap(column, u)
+        return snapped
+
+    return snap_row
 
 
 def scale_of(distribution: BaseDistribution) -> Scale:

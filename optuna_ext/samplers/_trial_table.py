@@ -60,8 +60,9 @@ class TrialTable:
         self._space: UnitSpace | None = None  # that of the rows
         self._evaluated = Evaluated(0)
         self._not_encoded: list[int] = []  # usable trials that have no row yet
-        # Continuous values by coordinate: the way there and back would round them.
-        self._exact: dict[tuple[str, float], float] = {}
+        # Continuous values by coordinate, as the way there and back would round them; of several,
+        # such as those outside a range that has changed, the latest trial's, with its number.
+        self._exact: dict[tuple[str, float], tuple[int, float]] = {}
         self._polled: dict[tuple[bytes, float], float] = {}
         self._ordered: tuple[bool, ...] = ()
 
@@ -138,7 +139,7 @@ class TrialTable:
     def value(self, space: UnitSpace, name: str, u: float) -> Any:
         """Return a parameter's value at a coordinate; the same as a trial's that was there."""
         exact = self._exact.get((name, u))
-        return from_unit(space.distributions[name], u) if exact is None else exact
+        return from_unit(space.distributions[name], u) if exact is None else exact[1]
 
     def _change_space(self, space: UnitSpace) -> None:
         if self._space is None or self._space.distributions != space.distributions:
@@ -154,7 +155,8 @@ class TrialTable:
         coordinates = row.tolist()
         for name, u, n in zip(space.names, coordinates, space.n_values, strict=True):
             if n is None and name in trial.params:
-                self._exact[name, u] = trial.params[name]
+                exact = trial.number, trial.params[name]
+                self._exact[name, u] = max(self._exact.get((name, u), exact), exact)
         # A trial of another branch, or from before a parameter was added, may have none of them.
         if not all(map(math.isnan, coordinates)):
             self._evaluated.add(row, self._value(trial), self._finite_tie(trial), trial.number)

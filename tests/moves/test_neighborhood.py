@@ -15,6 +15,7 @@ from optuna_ext.moves.neighborhood import Neighborhood
 from optuna_ext.moves.neighborhood import next_row
 from optuna_ext.moves.neighborhood import poll
 from optuna_ext.moves.neighborhood import PollKind
+from optuna_ext.moves.neighborhood import polls
 from optuna_ext.moves.turns import whose_turn
 
 
@@ -71,7 +72,7 @@ def search_from(
 def test_poll_of_levels_continuous_values_and_choices() -> None:
     levels: Levels = (FIVE, None, np.array([0.25, 0.75]), FIVE)
     history = history_of([], [], levels=levels, ordered=(True, True, True, False))
-    rows = poll(np.array([0.3, 0.2, 0.25, 0.5]), 0.25, history, levels)
+    rows = poll(np.array([0.3, 0.2, 0.25, 0.5]), 0.25, history, Neighborhood(levels=levels))
     changes = [(int(i), round(float(row[i]), 9)) for row in rows for i in _changed(rows, row)]
     assert sorted(set(changes)) == [
         (0, 0.1),
@@ -93,10 +94,18 @@ def _changed(rows: np.ndarray, row: np.ndarray) -> np.ndarray:
 def test_poll_takes_the_level_nearest_to_the_step_and_skips_absent_coordinates() -> None:
     levels: Levels = (np.arange(0.05, 1, 0.1), FIVE)
     history = history_of([], [], levels=levels)
-    rows = poll(np.array([0.45, NAN]), 0.31, history, levels)
+    rows = poll(np.array([0.45, NAN]), 0.31, history, Neighborhood(levels=levels))
     np.testing.assert_allclose(rows[:, 0], [0.15, 0.75])
     assert np.isnan(rows[:, 1]).all()
-    assert len(poll(np.array([0.45, 0.1]), 1.0, history, levels)) == 3
+    assert len(poll(np.array([0.45, 0.1]), 1.0, history, Neighborhood(levels=levels))) == 3
+
+
+def test_values_without_levels_are_polled_down_to_those_beside_the_center() -> None:
+    search = Neighborhood(levels=(None,), snap=lambda column, u: (int(u * 1000) + 0.5) / 1000)
+    history = history_of([], [], levels=(None,))
+    ends = [1000 * rows[:, 0] for _, rows in polls(np.array([0.4005]), 0.25, history, search)]
+    np.testing.assert_allclose(ends[0], [150.5, 650.5])
+    np.testing.assert_allclose(ends[-1], [399.5, 401.5])
 
 
 @pytest.mark.parametrize("gradient", GRADIENTS)
@@ -172,7 +181,7 @@ def test_parallel_trials_take_different_points_of_one_poll() -> None:
         row = next_row(history, search, np.random.default_rng(number))
         pending.append(row.tolist())
     assert {tuple(row) for row in np.round(pending, 9).tolist()} == {
-        tuple(row) for row in np.round(poll(np.full(3, 0.5), 0.25, history, levels), 9).tolist()
+        tuple(row) for row in np.round(poll(np.full(3, 0.5), 0.25, history, search), 9).tolist()
     }
 
 

@@ -10,7 +10,7 @@ import pytest
 from optuna_ext.moves import History
 from optuna_ext.moves.replay import find
 from optuna_ext.moves.replay import Replay
-from optuna_ext.moves.replay import Snap
+from optuna_ext.moves.replay import SnapRow
 from optuna_ext.moves.simplex import local_search
 
 
@@ -18,7 +18,7 @@ def quadratic(u: np.ndarray) -> float:
     return float(((u - 0.4) ** 2 * np.arange(1, len(u) + 1)).sum())
 
 
-def replay(n_startup: int, *, tolerance: float = 1e-2, snap: Snap = np.copy) -> Replay:
+def replay(n_startup: int, *, tolerance: float = 1e-2, snap: SnapRow = np.copy) -> Replay:
     search = functools.partial(local_search, tolerance=tolerance, snap=snap)
     return Replay(search, n_startup=n_startup, snap=snap)
 

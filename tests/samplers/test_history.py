@@ -17,6 +17,7 @@ from optuna_ext.samplers._levels import derive_levels
 from optuna_ext.samplers._levels import Levels
 from optuna_ext.samplers._trial_table import encode
 from optuna_ext.samplers._trial_table import is_ordered
+from optuna_ext.samplers._trial_table import TrialTable
 from optuna_ext.space import UnitSpace
 
 
@@ -157,6 +158,20 @@ def test_values_outside_a_changed_range_are_clipped() -> None:
     assert row[3] == pytest.approx(5 / 6)
 
 
+def test_of_values_at_one_coordinate_the_latest_counts_whoever_ended_first() -> None:
+    study = study_with(Recorder())
+    for x in (2.0, 3.0):
+        study.enqueue_trial({"x": x})
+        study.ask().suggest_float("x", 0, 4)
+    space = UnitSpace({"x": FloatDistribution(0, 1)})
+    table = TrialTable(maximize=False, count_failed=False, tie=lambda trial: 0.0)
+    for number in (1, 0):
+        study.tell(number, 1.0)
+        table.update(study.get_trials())
+        (u,) = table.history(space, exclude=-1).rows[0]
+        assert table.value(space, "x", u) == 3.0
+
+
 def test_a_proposal_outside_a_trials_range_goes_where_it_was_meant() -> None:
     study = study_with(Recorder(go=0.75))
     study.ask().suggest_float("x", 0, 100)
@@ -227,6 +242,15 @@ def test_every_trial_writes_where_it_is_going_as_soon_as_that_is_known() -> None
         {"x": 0.5, "y": 0.125},
     ]
     assert not any(trial.user_attrs for trial in study.trials)
+
+
+def test_a_row_between_two_values_is_planned_as_the_one_it_stands_for() -> None:
+    study = study_with(Recorder(go=0.6))
+    for _ in range(2):
+        trial = study.ask()
+        study.tell(trial, trial.suggest_int("x", 1, 4))
+    assert study.trials[-1].params == {"x": 3}
+    assert study.trials[-1].system_attrs["optuna_ext:plan"] == {"x": 0.625}
 
 
 def test_what_runs_is_known_by_its_plan_and_by_what_was_given_to_it() -> None:
