@@ -59,7 +59,7 @@ def test_a_total_and_json(capsys: pytest.CaptureFixture[str]) -> None:
 def test_one_process_per_study(capsys: pytest.CaptureFixture[str]) -> None:
     Path("runs").mkdir()
     flags = [*QUICK, "--net", "logistic", "--study", "boundaries", "--trials", "2"]
-    with FileLock("runs/boundaries.fused.pt-lock"):
+    with FileLock("runs/boundaries.fused.pt.lock"):
         assert boundaries.main(flags) == 2
     last = capsys.readouterr().err.splitlines()[-1]
     assert last.startswith("error: study 'boundaries' is being trained by another process")
