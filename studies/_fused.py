@@ -14,8 +14,6 @@ from typing import Annotated
 from typing import Any
 from typing import TYPE_CHECKING
 
-from filelock import FileLock
-from filelock import Timeout
 from optuna.trial import TrialState
 import typer
 
@@ -92,12 +90,14 @@ def _problem(module: ModuleType, given: Mapping[str, Any]) -> Problem:
 
 def _run(plan: Plan, job: Job, **settings: Any) -> bool:
     """Train, unless another process does already: the checkpoint can be of one only."""
+    from optuna_ext import fused
+
     del plan
     checkpoint = _checkpoint(job)
     try:
-        with FileLock(f"{checkpoint}-lock", timeout=0):
+        with fused.locked(checkpoint):  # what is missing is counted inside
             return _train(job, checkpoint=checkpoint, **settings)
-    except Timeout:
+    except fused.CheckpointInUseError:
         raise UserError(
             f"study {job.study!r} is being trained by another process with --fused: wait for it, "
             "or start another study with --study"

@@ -152,6 +152,27 @@ def workloads(device: torch.device) -> list[Workload]:
     ]
 
 
+def seconds_one_by_one(name: str, device: str, steps: int) -> tuple[float, float, float]:
+    """Return the seconds per step of one network on one thread.
+
+    Args:
+        name: Of the workload.
+        device: Where.
+        steps: How many to take.
+
+    Returns:
+        With a DataLoader, by the loop with torch's default optimizer, and with its fused one.
+    """
+    torch.set_num_threads(1)
+    (workload,) = (w for w in workloads(torch.device(device)) if w.name == name)
+    workload.seconds_of_loop(2, fused=True)  # what is done once
+    return (
+        workload.seconds_of_loader(steps),
+        workload.seconds_of_loop(steps, fused=False),
+        workload.seconds_of_loop(steps, fused=True),
+    )
+
+
 def _small_cnn() -> nn.Module:
     return nn.Sequential(
         nn.Unflatten(1, (1, 8, 8)),

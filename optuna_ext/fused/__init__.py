@@ -1,5 +1,7 @@
 """Train many trials of a study as one program."""
 
+from optuna_ext.fused._checkpoint import CheckpointInUseError as CheckpointInUseError
+from optuna_ext.fused._checkpoint import locked as locked
 from optuna_ext.fused._losses import binary_cross_entropy as binary_cross_entropy
 from optuna_ext.fused._losses import cross_entropy as cross_entropy
 from optuna_ext.fused._member import Member as Member

@@ -20,22 +20,48 @@ from optuna_ext.fused._trainer import Trainer
 _VERSION = 2
 
 
+class CheckpointInUseError(RuntimeError):
+    """Another process uses the checkpoint.
+
+    Example:
+        >>> issubclass(CheckpointInUseError, RuntimeError)
+        True
+    """
+
+
 @contextmanager
-def locked(path: str | os.PathLike[str] | None) -> Iterator[None]:
-    """Keep other processes from using a checkpoint.
+def locked(checkpoint: str | os.PathLike[str] | None) -> Iterator[None]:
+    """Keep other processes from using a checkpoint inside the block.
+
+    :func:`~optuna_ext.fused.optimize` does so by itself. Around it, this keeps what is asked
+    before, such as how many trials are missing, true until then.
+
+    Args:
+        checkpoint:
+            As for :func:`~optuna_ext.fused.optimize`; ``None`` needs no lock.
 
     Raises:
-        RuntimeError: If one does.
+        CheckpointInUseError: If another process uses it.
+
+    Example:
+        .. code-block:: python
+
+            from optuna_ext import fused
+
+            with fused.locked("run.pt"):
+                pass  # count what is missing, and call fused.optimize
     """
-    if path is None:
+    if checkpoint is None:
         yield
         return
-    lock = FileLock(f"{os.fspath(path)}.lock", timeout=0)
+    # One lock per file in this thread, which may be taken again inside.
+    lock = FileLock(f"{os.fspath(checkpoint)}.lock", timeout=0, is_singleton=True)
     try:
         lock.acquire()
     except Timeout:
-        raise RuntimeError(
-            f"checkpoint {os.fspath(path)!r} must be of one process, but another one uses it."
+        raise CheckpointInUseError(
+            f"checkpoint {os.fspath(checkpoint)!r} must be of one process, but another one uses "
+            "it."
         ) from None
     try:
         yield

@@ -163,7 +163,7 @@ def optimize(
     Raises:
         ValueError: If an argument is out of its range, the study has several objectives, or the
             checkpoint is not one of this study.
-        RuntimeError: If another process uses the checkpoint.
+        CheckpointInUseError: If another process uses the checkpoint.
 
     Example:
         .. code-block:: python

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 import inspect
 from pathlib import Path
 import subprocess
@@ -139,6 +140,12 @@ class TestStorage:
 
     def test_a_checkpoint_is_of_one_process(self, toy: Any, tmp_path: Path) -> None:
         path = tmp_path / "run.pt"
-        with FileLock(f"{path}.lock"), pytest.raises(RuntimeError, match="must be of one process"):
+        with (
+            FileLock(f"{path}.lock"),
+            pytest.raises(fused.CheckpointInUseError, match="must be of one process"),
+        ):
             toy.run(1, checkpoint=path)
-        assert len(toy.run(1, checkpoint=path).trials) == 1
+        with fused.locked(path):  # who has it may train
+            assert len(toy.run(1, checkpoint=path).trials) == 1
+            with ThreadPoolExecutor() as threads, pytest.raises(fused.CheckpointInUseError):
+                threads.submit(toy.run, 1, checkpoint=path).result()

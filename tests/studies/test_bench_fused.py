@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+from concurrent.futures import ProcessPoolExecutor
 import json
 import math
+from multiprocessing import get_context
 
 import pytest
 import torch
@@ -55,6 +57,12 @@ def test_steps_of_every_workload() -> None:
             ):
                 assert 0 < seconds < math.inf
         assert workload.model()(workload.x[:2]).shape[0] == 2
+
+
+def test_one_by_one_in_another_process() -> None:
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as elsewhere:
+        found = elsewhere.submit(_loops.seconds_one_by_one, "2-5-5-1", "cpu", 2).result()
+    assert all(0 < seconds < math.inf for seconds in found)
 
 
 def test_both_sides_train_the_same_search(monkeypatch: pytest.MonkeyPatch) -> None:
