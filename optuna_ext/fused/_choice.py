@@ -79,13 +79,13 @@ def choose(wanted: str, program: Program, batch: Batch, *, tolerance: float) -> 
             if isinstance(error, torch.OutOfMemoryError):
                 raise
             problems[name] = str(error).strip().partition("\n")[0]
+    loop.close()
     if program.compile and problems and not engines.keys() & _COMPILED:
         program.compile = False  # whether the compiler is to blame or not
         engine, reason = choose(wanted, program, batch, tolerance=tolerance)
         return engine, f"{reason} Not compiled: {next(iter(problems.values()))}"
     if wanted in problems:
         raise ValueError(f"engine must not be {wanted!r} for these members: {problems[wanted]}")
-    loop.close()
     best = min(seconds, key=seconds.__getitem__) if wanted == "auto" else wanted
     return engines[best], _reason(wanted, seconds, problems, len(program.taken))
 

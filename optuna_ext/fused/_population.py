@@ -62,7 +62,11 @@ class Population:
         amp:
             Whether the networks compute in bfloat16 where torch holds that to be safe.
         compile:
-            Whether to compile the step first, which pays off from about a million steps on.
+            Whether to compile the step first. That takes 10 to 20 seconds for a stack of up to 128
+            multiplications per row, once for all populations of the process that train it by this
+            loss, and saves 5 us per member and step of 256 rows: it pays off from about three
+            million steps on. Other networks are compiled for each number of slots and rows.
+            Where there is no compiler, ``reason`` says so.
 
     Raises:
         ValueError: If ``slots`` is below 1, there is no such ``engine``, or populations do not

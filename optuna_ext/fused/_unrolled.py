@@ -1,8 +1,8 @@
 """The step of a small stack with every unit spelled out, for a compiler.
 
-Written so, all operations have the shape ``(slots, rows)`` and are summed over the rows, and
-Inductor makes one loop over the members of them, in which all that is known of a member stays in
-the cache. Matrix products in its place would stay calls.
+Written so, all operations have the shape ``(slots, rows)``, and Inductor makes one loop over the
+members of them, in which the activations of a member stay in the cache. It does so only as long as
+nothing but sums over rows, kept as columns, comes after them. Matrix products would stay calls.
 """
 
 from __future__ import annotations
