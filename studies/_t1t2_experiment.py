@@ -33,6 +33,7 @@ class Outcome:
     """What came out of one start; errors are shares of the test images.
 
     Args:
+        n_test: Number of test images.
         start: First values.
         fixed: Error when they stay.
         tuned: Error at the end of tuning.
@@ -42,6 +43,7 @@ class Outcome:
         seconds: CPU time of an epoch without and with tuning.
     """
 
+    n_test: int
     start: Mapping[str, float]
     fixed: float
     tuned: float
@@ -49,6 +51,11 @@ class Outcome:
     by_constants: float
     schedule: Schedule
     seconds: tuple[float, float]
+
+    def is_worse(self, *, errors: float = 0.0) -> bool:
+        """Return whether tuning did harm, by more than so many standard errors of the counts."""
+        variance = sum(e * (1 - e) / self.n_test for e in (self.fixed, self.tuned))
+        return self.tuned - self.fixed > errors * math.sqrt(variance)
 
 
 def experiment(options: Options, own: Mapping[str, Any]) -> int:
@@ -96,6 +103,7 @@ def _outcome(
     last = Schedule({1: schedule.at(schedule.last)})
     by_constants, _, _ = train(last, seed + 1000)
     return Outcome(
+        n_test=len(splits.test[0]),
         start=start,
         fixed=fixed,
         tuned=tuned,
@@ -123,12 +131,13 @@ def _table(outcomes: Sequence[Outcome], *, title: str) -> Table:
     for name, errors in rows.items():
         cells = (statistics.median(errors), min(errors), max(errors))
         table.add_row(name, *(f"{cell:.2%}" for cell in cells))
-    worse = statistics.fmean(o.tuned > o.fixed for o in outcomes)
+    worse = statistics.fmean(o.is_worse() for o in outcomes)
+    surely = statistics.fmean(o.is_worse(errors=2) for o in outcomes)
     failed = statistics.fmean(o.tuned > _FAILED for o in outcomes)
     overhead = statistics.median(o.seconds[1] / o.seconds[0] for o in outcomes) - 1
     table.caption = (
-        f"tuned, worse than its own start: {worse:.0%}; above {_FAILED:.0%}: {failed:.0%}; "
-        f"time of an epoch: {overhead:+.1%}"
+        f"tuned, worse than its own start: {worse:.0%}, by two standard errors: {surely:.0%}; "
+        f"above {_FAILED:.0%}: {failed:.0%}; time of an epoch: {overhead:+.1%}"
     )
     return table
 

@@ -57,6 +57,14 @@ def test_splits_have_no_image_in_common(small_data: Path) -> None:
         assert (len(rows["valid"]) > 0) == with_valid
 
 
+def test_the_learning_rate_falls_to_zero(small_data: Path) -> None:
+    splits = t1t2.load_splits(device=torch.device("cpu"), data_dir=small_data, with_valid=True)
+    start = {"l2": 1e-4, "input_noise": 0.3}
+    training = t1t2.train(splits, (4,), start=start, epochs=4)
+    rates = [training.tuner.optimizer.param_groups[0]["lr"] for _ in training]
+    assert rates == pytest.approx([7.5e-4, 5e-4, 2.5e-4, 0.0])
+
+
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import optuna
@@ -21,6 +22,7 @@ from studies._t1t2_time import overheads
 def make_outcome(seed: int) -> Outcome:
     start = {"l2": 1e-4, "input_noise": 0.1}
     return Outcome(
+        n_test=10_000,
         start=start,
         fixed=0.03,
         tuned=0.02 + 0.02 * seed,
@@ -42,8 +44,22 @@ def test_the_experiment_is_told_in_four_panels() -> None:
     ]
     assert list(drawn.data[0].y) == pytest.approx([-4, -3])
     assert _table(outcomes, title="MNIST").caption == (
-        "tuned, worse than its own start: 50%; above 5%: 0%; time of an epoch: +10.0%"
+        "tuned, worse than its own start: 50%, by two standard errors: 50%; above 5%: 0%; "
+        "time of an epoch: +10.0%"
     )
+
+
+def test_harm_is_told_from_chance() -> None:
+    """Of 10,000 images, two counts near 300 differ by 24 in the standard deviation."""
+    start = make_outcome(0)
+    for tuned, is_worse, surely in [
+        (0.02, False, False),
+        (0.031, True, False),
+        (0.036, True, True),
+    ]:
+        outcome = dataclasses.replace(start, tuned=tuned)
+        assert outcome.is_worse() is is_worse
+        assert outcome.is_worse(errors=2) is surely
 
 
 @pytest.mark.parametrize(

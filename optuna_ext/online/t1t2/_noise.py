@@ -190,5 +190,5 @@ def _noisy(x: Tensor, value: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _fine(x: Tensor) -> torch.dtype:
-    """Return what to draw in: the same numbers for what autocast has made of the step's ones."""
+    """Return the type to draw in: the same numbers for ``x`` and for what autocast makes of it."""
     return torch.promote_types(x.dtype, torch.float32)
