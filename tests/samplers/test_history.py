@@ -270,6 +270,25 @@ def test_what_runs_is_known_by_its_plan_and_by_what_was_given_to_it() -> None:
     assert pending[1, 2] == second.params["z"]
 
 
+def test_what_runs_has_no_more_than_its_branch() -> None:
+    sampler = Recorder(go=0.75)
+    study = study_with(sampler)
+
+    def suggest() -> optuna.Trial:
+        trial = study.ask()
+        if trial.suggest_categorical("kind", ["a", "b"]) == "a":
+            trial.suggest_float("x", 0, 1)
+        return trial
+
+    for kind in "ab":
+        study.enqueue_trial({"kind": kind})
+        study.tell(suggest(), 1.0)
+    for _ in range(2):
+        suggest()
+    assert study.trials[2].system_attrs["optuna_ext:plan"] == {"kind": 0.75, "x": 0.75}
+    np.testing.assert_array_equal(sampler.seen[-1][1].pending, [[0.75, np.nan]])
+
+
 def test_a_finite_space_is_used_up_before_anything_repeats() -> None:
     """Start-up points, and where the search leaves them to the start-up sampler."""
     study = study_with(Recorder(go=math.nan, n_startup_trials=8))
