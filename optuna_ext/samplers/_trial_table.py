@@ -143,7 +143,8 @@ class TrialTable:
         return from_unit(space.distributions[name], u) if exact is None else exact[1]
 
     def _change_space(self, space: UnitSpace) -> None:
-        if self._space is None or self._space.distributions != space.distributions:
+        before = () if self._space is None else self._space.distributions.items()
+        if [*before] != [*space.distributions.items()]:  # columns are in this order
             self._evaluated = Evaluated(space.n_dims)
             self._not_encoded = np.flatnonzero(self._state == _USABLE).tolist()
             self._exact.clear()

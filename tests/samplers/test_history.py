@@ -142,6 +142,28 @@ def test_the_space_is_the_union_as_it_was_last() -> None:
     assert all(t.params["x"] <= 4 for t in study.trials[20:] if "x" in t.params)
 
 
+def test_columns_are_in_order_of_first_appearance_whoever_ends_first() -> None:
+    sampler = Recorder()
+    study = study_with(sampler)
+
+    def suggest(name: str) -> optuna.Trial:
+        trial = study.ask()
+        trial.suggest_float(name, 0, 1)
+        return trial
+
+    first = suggest("b")
+    for name in "ab":
+        study.tell(suggest(name), 1.0)
+    for names, ends in (("ab", suggest("a")), ("ba", first)):
+        study.tell(ends, 1.0)
+        suggest("a")
+        space, history = sampler.seen[-1]
+        assert space.names == tuple(names)
+        assert [study.trials[n].params for n in history.numbers] == [
+            {name: u for name, u in zip(names, row, strict=True) if u == u} for row in history.rows
+        ]
+
+
 def test_values_outside_a_changed_range_are_clipped() -> None:
     space = UnitSpace(
         {
