@@ -194,7 +194,7 @@ class HistorySampler(BaseSampler, abc.ABC):
 
     def _unit_space(self, search_space: Mapping[str, BaseDistribution]) -> UnitSpace:
         known, space = self._unit_space_cache
-        if known is not search_space and known != search_space:
+        if [*known.items()] != [*search_space.items()]:  # columns are in this order
             space = UnitSpace({n: self._admissible(n, d) for n, d in search_space.items()})
         self._unit_space_cache = search_space, space
         return space

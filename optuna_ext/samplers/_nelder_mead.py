@@ -128,7 +128,7 @@ class NelderMeadSampler(HistorySampler):
         self._edge = edge
         self._adaptive = bool(adaptive)
         self._tolerance = tolerance
-        self._replay: tuple[dict[str, BaseDistribution], Replay] | None = None  # a cache
+        self._replay: tuple[UnitSpace, Replay] | None = None  # a cache
 
     def __getstate__(self) -> dict[str, Any]:
         return super().__getstate__() | {"_replay": None}
@@ -137,8 +137,8 @@ class NelderMeadSampler(HistorySampler):
         self, history: History, space: UnitSpace, number: int, rng: np.random.Generator
     ) -> np.ndarray:
         del number, rng  # everything follows from the history
-        if self._replay is None or self._replay[0] != space.distributions:
-            self._replay = space.distributions, self._start_replay(row_snap(space))
+        if self._replay is None or self._replay[0] is not space:
+            self._replay = space, self._start_replay(row_snap(space))
         return self._replay[1].next_row(history)
 
     def _start_replay(self, snap: SnapRow) -> Replay:

@@ -63,6 +63,7 @@ class TrialTable:
         # Continuous values by coordinate, as the way there and back would round them; of several,
         # such as those outside a range that has changed, the latest trial's, with its number.
         self._exact: dict[tuple[str, float], tuple[int, float]] = {}
+        self._branches: set[bytes] = set()  # which coordinates an evaluated row lacks
         self._polled: dict[tuple[bytes, float], float] = {}
         self._ordered: tuple[bool, ...] = ()
 
@@ -142,10 +143,12 @@ class TrialTable:
         return from_unit(space.distributions[name], u) if exact is None else exact[1]
 
     def _change_space(self, space: UnitSpace) -> None:
-        if self._space is None or self._space.distributions != space.distributions:
+        before = () if self._space is None else self._space.distributions.items()
+        if [*before] != [*space.distributions.items()]:  # columns are in this order
             self._evaluated = Evaluated(space.n_dims)
             self._not_encoded = np.flatnonzero(self._state == _USABLE).tolist()
             self._exact.clear()
+            self._branches.clear()
             self._polled = {}
             self._ordered = tuple(is_ordered(space.distributions[name]) for name in space.names)
         self._space = space
@@ -160,6 +163,7 @@ class TrialTable:
         # A trial of another branch, or from before a parameter was added, may have none of them.
         if not all(map(math.isnan, coordinates)):
             self._evaluated.add(row, self._value(trial), self._finite_tie(trial), trial.number)
+            self._branches.add(np.isnan(row).tobytes())
 
     def _status(self, trial: FrozenTrial) -> int:
         if trial.state == TrialState.RUNNING:
@@ -194,9 +198,15 @@ class TrialTable:
                 self._union = None
 
     def _pending_row(self, space: UnitSpace, number: int) -> np.ndarray:
-        """Return where a running trial is going, as far as can be known."""
+        """Return where a running trial is going, as far as can be known.
+
+        Once it has what an evaluated trial had, it will ask for no more: in a conditional space
+        its plan goes beyond its branch.
+        """
         trial = self._trials[number]
         row = encode(space, _host.fixed_params(trial) | trial.params)
+        if np.isnan(row).tobytes() in self._branches:
+            return row
         plan = _host.plan_of(trial)
         for column, name in enumerate(space.names):
             if math.isnan(row[column]):

@@ -142,6 +142,28 @@ def test_the_space_is_the_union_as_it_was_last() -> None:
     assert all(t.params["x"] <= 4 for t in study.trials[20:] if "x" in t.params)
 
 
+def test_columns_are_in_order_of_first_appearance_whoever_ends_first() -> None:
+    sampler = Recorder()
+    study = study_with(sampler)
+
+    def suggest(name: str) -> optuna.Trial:
+        trial = study.ask()
+        trial.suggest_float(name, 0, 1)
+        return trial
+
+    first = suggest("b")
+    for name in "ab":
+        study.tell(suggest(name), 1.0)
+    for names, ends in (("ab", suggest("a")), ("ba", first)):
+        study.tell(ends, 1.0)
+        suggest("a")
+        space, history = sampler.seen[-1]
+        assert space.names == tuple(names)
+        assert [study.trials[n].params for n in history.numbers] == [
+            {name: u for name, u in zip(names, row, strict=True) if u == u} for row in history.rows
+        ]
+
+
 def test_values_outside_a_changed_range_are_clipped() -> None:
     space = UnitSpace(
         {
@@ -268,6 +290,25 @@ def test_what_runs_is_known_by_its_plan_and_by_what_was_given_to_it() -> None:
     np.testing.assert_array_equal(pending[:, :2], [[0.5, 0.5], [0.25, 0.25]])
     assert np.isnan(pending[0, 2])
     assert pending[1, 2] == second.params["z"]
+
+
+def test_what_runs_has_no_more_than_its_branch() -> None:
+    sampler = Recorder(go=0.75)
+    study = study_with(sampler)
+
+    def suggest() -> optuna.Trial:
+        trial = study.ask()
+        if trial.suggest_categorical("kind", ["a", "b"]) == "a":
+            trial.suggest_float("x", 0, 1)
+        return trial
+
+    for kind in "ab":
+        study.enqueue_trial({"kind": kind})
+        study.tell(suggest(), 1.0)
+    for _ in range(2):
+        suggest()
+    assert study.trials[2].system_attrs["optuna_ext:plan"] == {"kind": 0.75, "x": 0.75}
+    np.testing.assert_array_equal(sampler.seen[-1][1].pending, [[0.75, np.nan]])
 
 
 def test_a_finite_space_is_used_up_before_anything_repeats() -> None:
