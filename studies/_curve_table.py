@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from collections.abc import Mapping
 from dataclasses import dataclass
 from dataclasses import replace
@@ -131,8 +132,9 @@ class Pool:
             [isinstance(d, CategoricalDistribution) for d in self._space.values()]
         )
         self._is_left = np.ones(len(self._rows), bool)
-        order = np.random.default_rng(seed).permutation(len(self._rows))
-        self._drawn = None if seed is None else iter(order.tolist())
+        self._drawn: Iterator[int] | None = None
+        if seed is not None:
+            self._drawn = iter(np.random.default_rng(seed).permutation(len(self._rows)).tolist())
 
     def __len__(self) -> int:
         return int(self._is_left.sum())

@@ -9,7 +9,7 @@ With a model-based sampler underneath, some minutes more::
     python -m studies.compare_pruners runs/curves-digits.npz --base random --base tpe --seeds 5
 
 Where Syne Tune is installed, its ASHA takes part. With ``--oracle`` every epoch reports how its
-training ends: no pruner could do better with the same cuts.
+training ends, which shows what the cuts would allow if early values told everything.
 
 Each worker trains an epoch per unit of time. With the base sampler ``random``, a search begins all
 configurations of the table once, in random order, and *lost* are those of the best 5% that were
@@ -177,8 +177,9 @@ def main(
     console = Console()
     if not console.is_terminal:  # a file or a pipe has no width: do not fold the table
         console = Console(width=140)
+    setting = f"{workers} workers, {seeds} seeds" + (", oracle" if oracle else "")
     for name, rows in results.items():
-        console.print(_table(f"{name}: {workers} workers, {seeds} seeds", rows))
+        console.print(_table(f"{name}: {setting}", rows))
     console.print(f"regret over time: {path}", highlight=False, soft_wrap=True)
 
 

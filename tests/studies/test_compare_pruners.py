@@ -163,8 +163,9 @@ def test_a_comparison(folder: Path) -> None:
     assert halving["epochs"][0] < none["epochs"][0]
     assert halving["as_random"][0] > none["as_random"][0]
     assert all(row["epochs_to_sha"] <= none["epochs_to_sha"] for row in (sha, halving))
-    done = CliRunner().invoke(compare_pruners.app, arguments)
+    done = CliRunner().invoke(compare_pruners.app, [*arguments, "--oracle"])
     assert done.exit_code == 0, done.output
+    assert "t.npz: 1 workers, 2 seeds, oracle" in done.stdout
     assert "halving-all-rungs" in done.stdout
     assert "x 1.0" in done.stdout
     assert (folder / "runs" / "compare-pruners.html").exists()
