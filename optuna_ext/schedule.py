@@ -285,7 +285,8 @@ class Schedule:
             line = {"x": steps, "y": values, "name": name, "mode": "lines", "line_shape": "hv"}
             figure.add_scatter(**line, row=row, col=1)
             kind = "log" if _is_wide(values) else "linear"
-            figure.update_yaxes(title_text=name, type=kind, row=row, col=1)
+            axis = {"title_text": name, "type": kind, "exponentformat": "power"}
+            figure.update_yaxes(**axis, row=row, col=1)
         figure.update_xaxes(title_text="step", row=max(1, len(drawn)), col=1)
         return figure.update_layout(title_text="Schedule", showlegend=False)
 

@@ -13,6 +13,9 @@ No message contains a password.
 
 from __future__ import annotations
 
+import json
+from mmap import ACCESS_READ
+from mmap import mmap
 import os
 from pathlib import Path
 import re
@@ -53,6 +56,7 @@ _FORMS = (
     "grpc://HOST:PORT or :memory:"
 )
 _GRPC_PORT = 13000  # Optuna's default
+_JOURNAL_LINE = b'{"op_code":'  # with which every line of a journal begins
 
 
 def open_storage(
@@ -262,7 +266,10 @@ def _journal(path: str) -> JournalStorage:
     try:
         file.open("ab").close()
         lock.acquire()
-        lock.release()
+        try:
+            _drop_torn_line(file)
+        finally:
+            lock.release()
         return JournalStorage(JournalFileBackend(str(file), lock_obj=lock))
     except PermissionError as error:
         raise PermissionError(
@@ -271,6 +278,32 @@ def _journal(path: str) -> JournalStorage:
         ) from error
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{file} is not an Optuna journal, or it is damaged") from error
+
+
+def _drop_torn_line(file: Path) -> None:
+    """Remove what is left of a write that was cut short, by a full disk or the end of a machine.
+
+    Nobody has read it, as its end is missing; but the next line would be glued to it, and the
+    journal could not be read any more. The caller holds the lock, so that nobody is writing.
+
+    Raises:
+        ValueError: If the last line is none of a journal.
+    """
+    size = file.stat().st_size
+    if size == 0:
+        return
+    with file.open("rb+") as opened:
+        with mmap(opened.fileno(), 0, access=ACCESS_READ) as content:
+            end = content.rfind(b"\n") + 1
+            torn = content[end:]
+            last = content[content.rfind(b"\n", 0, max(end - 1, 0)) + 1 : end]
+        if not torn.startswith(_JOURNAL_LINE[: len(torn)]):
+            raise ValueError(f"{file} does not end as a journal does")
+        if last:
+            json.loads(last)
+        if torn:
+            _logger.warning("The last write to %s was cut short: it is left out", file)
+            opened.truncate(end)
 
 
 def _grpc(url: str) -> GrpcStorageProxy:

@@ -59,7 +59,8 @@ def family_tree(study: Study) -> go.Figure | None:
     _draw_schedules(figure, schedules, best, names)
     for row, name in enumerate(names, start=2):
         is_log = any(getattr(t.distributions.get(name), "log", False) for t in final)
-        figure.update_yaxes(title=name, type="log" if is_log else None, row=row, col=1)
+        scale = "log" if is_log else None
+        figure.update_yaxes(title=name, type=scale, exponentformat="power", row=row, col=1)
     figure.update_xaxes(title="training steps", row=1 + len(names), col=1)
     figure.update_layout(
         template="plotly_white",

@@ -50,7 +50,8 @@ def trajectories(study: Study) -> go.Figure | None:
             is_positive &= all(value > 0 for value in y)
             style = _style(trial, is_best=trial is best)
             figure.add_scatter(x=x, y=y, **style, row=row, col=1)
-        figure.update_yaxes(title=name, type="log" if is_positive else "linear", row=row, col=1)
+        scale = "log" if is_positive else "linear"
+        figure.update_yaxes(title=name, type=scale, exponentformat="power", row=row, col=1)
     figure.update_xaxes(title="training steps", row=len(names), col=1)
     return figure.update_layout(
         template="plotly_white",

@@ -190,6 +190,7 @@ def test_a_figure_of_steps() -> None:
     assert list(drawn["lr"].y) == [0.1, 0.001, 0.1, 0.1]
     assert drawn["lr"].line.shape == "hv"
     assert (figure.layout.yaxis.type, figure.layout.yaxis2.type) == ("log", "linear")
+    assert figure.layout.yaxis.exponentformat == "power"  # 1e-6, not 1 micro
     assert not Schedule().plot().data
 
 

@@ -26,6 +26,7 @@ from optuna.storages import BaseStorage
 from optuna.storages import GrpcStorageProxy
 from optuna.storages import InMemoryStorage
 from optuna.storages import RDBStorage
+from optuna.trial import TrialState
 import pytest
 
 from optuna_ext import storage as storage_module
@@ -226,7 +227,10 @@ class TestErrors:
 
     @pytest.mark.parametrize("form", ["{}", "journal:{}"])
     @pytest.mark.parametrize("read_only", ["file", "directory", "new file"])
-    def test_read_only(self, form: str, read_only: str) -> None:
+    def test_read_only(self, form: str, read_only: str, tmp_path: Path) -> None:
+        # Imports what a storage needs while Python's own directory, maybe root's, can be read.
+        with disposed(sqlite(tmp_path / "first.db")):
+            pass
         with unprivileged_directory() as directory:
             path = directory / "study"
             url = form.format(path)
@@ -242,7 +246,9 @@ class TestErrors:
             assert len(list(directory.iterdir())) == (read_only != "new file")
 
     @pytest.mark.parametrize("form", ["{}", "journal:{}"])
-    @pytest.mark.parametrize("content", ["some text\n" * 100, '{"json": 1}\n' * 100])
+    @pytest.mark.parametrize(
+        "content", ["text", "some text\n", "some text\n" * 100, '{"json": 1}\n' * 100]
+    )
     def test_other_files(self, form: str, content: str, tmp_path: Path) -> None:
         path = tmp_path / "notes.txt"
         path.write_text(content)
@@ -250,6 +256,23 @@ class TestErrors:
             open_storage(form.format(path))
         assert path.read_text() == content
         assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+    @pytest.mark.parametrize("left", [1, 5, 50, -1])
+    def test_a_write_that_was_cut_short(
+        self, left: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        path = tmp_path / "study.log"
+        study = optuna.create_study(study_name="s", storage=open_storage(f"journal:{path}"))
+        study.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=2)
+        whole, line = path.read_bytes().removesuffix(b"\n").rsplit(b"\n", 1)
+        path.write_bytes(whole + b"\n" + line[:left])  # the end of the second trial
+        for n in (3, 4):  # with what was written since
+            study = optuna.load_study(study_name="s", storage=open_storage(f"journal:{path}"))
+            study.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=1)
+            states = [trial.state for trial in study.trials]
+            assert states.count(TrialState.COMPLETE) == n - 1
+            assert states[1] == TrialState.RUNNING
+        assert caplog.text.count("was cut short") == 1
 
     @pytest.mark.parametrize(
         ("version", "advice"),

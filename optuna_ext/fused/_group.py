@@ -56,6 +56,7 @@ class Group:
         self._folds = folds
         self._passes = passes
         self._engine = settings.engine
+        self._reason = ""
         self.slots: list[Training | None] = []
         self._ended: dict[int, int] = {}  # slots of trials that have ended, by number
         self.populations: list[Population] = []
@@ -64,6 +65,11 @@ class Group:
     def active(self) -> dict[int, Training]:
         """The trials in training, by slot."""
         return {slot: training for slot, training in enumerate(self.slots) if training}
+
+    @property
+    def reason(self) -> str:
+        """Why the engine was chosen, as the first populations found."""
+        return self._reason or self.populations[0].reason
 
     def slot_of(self, training: Training) -> int:
         """Return the place of a trial."""
@@ -155,7 +161,8 @@ class Group:
     def _resize(self, n: int, template: Sequence[Member]) -> None:
         """Make new populations with room for ``n`` and move the trials there."""
         if self.populations:
-            self._engine = self.populations[0].engine  # is not chosen again
+            # Is not chosen again, and why it was stays true.
+            self._engine, self._reason = self.populations[0].engine, self.reason
         before = [(training, self.state_of(slot)) for slot, training in self.active.items()]
         self.populations = []  # frees their memory first
         s = self._settings

@@ -154,8 +154,7 @@ class Trainer:
     @property
     def engines(self) -> dict[str, str]:
         """The engines in use, and a sentence on each that says why."""
-        populations = [group.populations[0] for group in self._groups.values()]
-        return {population.engine: population.reason for population in populations}
+        return {group.populations[0].engine: group.reason for group in self._groups.values()}
 
     def add(self, trials: Iterable[Trial]) -> list[Result]:
         """Begin with trials, which are asked for their parameters one after another.

@@ -163,7 +163,7 @@ class PromotionSampler(BaseSampler):
     def _check_objectives(self, study: Study) -> None:
         if len(study.directions) > 1:
             raise ValueError(
-                f"`{type(self).__name__}` needs a study with one objective, but this one has "
+                "Successive halving needs a study with one objective, but this one has "
                 f"{len(study.directions)}."
             )
 

@@ -197,6 +197,17 @@ class TestTrials:
         assert ended[0] is not None
         assert begun[8] < ended[0]  # the ninth began before the first had ended
 
+    def test_why_an_engine_was_chosen_outlasts_growth(self, toy: Any) -> None:
+        trainer = fused.Trainer(toy.problem(), slots=8)
+        study = toy.new_study()
+        point = {"units": 5, "lr": 0.1, "momentum": 0.5, "batch_size": 50}
+        for n in (1, 7):  # which need more room than the first one
+            for _ in range(n):
+                study.enqueue_trial(point)
+            trainer.add([study.ask() for _ in range(n)])
+            trainer.step()
+        assert "asked for" not in "".join(trainer.engines.values())
+
     def test_reports_come_before_decisions(self, toy: Any) -> None:
         seen: list[int] = []
 

@@ -216,3 +216,11 @@ def test_wrong_arguments(
 ) -> None:
     with pytest.raises(error, match=message):
         cls(**{"max_resource": 9, **arguments})
+
+
+def test_several_objectives_are_refused_by_a_name_that_the_user_knows() -> None:
+    study = optuna.create_study(
+        directions=["minimize", "maximize"], sampler=SuccessiveHalving(max_resource=9).sampler
+    )
+    with pytest.raises(ValueError, match="Successive halving needs a study with one objective"):
+        study.ask()
