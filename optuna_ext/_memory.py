@@ -91,8 +91,8 @@ class StudyMemory:
             self.keep_best(trial)
 
 
-def running_trial(trial_id: int, number: int, start: datetime) -> FrozenTrial:
-    """Make a trial that has just been created."""
+def running_trial(trial_id: int, number: int, start: datetime | None) -> FrozenTrial:
+    """Make a trial of which nothing is known but its start."""
     return FrozenTrial(
         number=number,
         state=TrialState.RUNNING,

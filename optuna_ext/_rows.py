@@ -1,7 +1,7 @@
 """Rows of Optuna's relational tables, written many at a time.
 
-This is the only file that knows the tables. They have not changed since Optuna 3.2; should they
-change, :func:`knows_schema` says so, and nothing here is used.
+Only this file and ``_sqlite.py`` know the tables. They have not changed since Optuna 3.2; should
+they change, :func:`knows_schema` says so, and neither is used.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ _logger = logging.getLogger(__name__)
 _REVISION = "v3.2.0.a"  # of the schema, as alembic names it
 _TABLES = {
     "studies": "study_id study_name",
+    "study_user_attributes": "study_user_attribute_id study_id key value_json",
     "trials": "trial_id number study_id state datetime_start datetime_complete",
     "trial_params": "param_id trial_id param_name param_value distribution_json",
     "trial_values": "trial_value_id trial_id objective value value_type",
@@ -96,14 +97,16 @@ class Pending:
         self.ends = older.ends | self.ends
 
 
-def knows_schema(storage: RDBStorage) -> bool:
-    """Return whether the tables of a storage, and of this Optuna, are the ones written here."""
+def knows_schema(revision: str | None) -> bool:
+    """Return whether tables of a revision, as alembic names it, are the ones that we know.
+
+    Optuna opens none whose revision is not its own.
+    """
     try:
         tables = _tables()
     except (ImportError, AttributeError):
         return False
-    same = storage.get_current_version() == storage.get_head_version() == _REVISION
-    return same and all(
+    return revision == _REVISION and all(
         name in tables and [column.name for column in tables[name].c] == columns.split()
         for name, columns in _TABLES.items()
     )

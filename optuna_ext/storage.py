@@ -157,7 +157,7 @@ def bulk_storage(
         opened = opened._backend
     if not isinstance(opened, RDBStorage) or opened.engine.url.database in (None, "", ":memory:"):
         return opened
-    if not knows_schema(opened):
+    if not knows_schema(opened.get_current_version()):
         _logger.warning(
             "Optuna's tables are not those that optuna_ext writes in bulk: every value is "
             "written by itself, which is slower"
