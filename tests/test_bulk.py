@@ -399,9 +399,9 @@ class TestOtherProcesses:
             lost.report(1.0, 1)
             optuna.delete_study(study_name=study.study_name, storage=storage)
             trial = other.ask()  # SQLite gives it the id of the one that is deleted
-            storage._read(storage._study(other._study_id))
+            storage._memory.read(storage._memory.study(other._study_id))
             assert trial._trial_id == lost._trial_id
-            assert trial._trial_id in storage._own
+            assert trial._trial_id in storage._memory.own
 
     def test_a_lost_trial_is_read_again(self, tmp_path: Path) -> None:
         path = tmp_path / "study.db"
