@@ -320,10 +320,13 @@ class BulkStorage(BaseStorage):
         self.backend.remove_session()
 
     def _create(self, study: StudyMemory, n: int, user_attrs: Mapping[str, Any]) -> None:
-        texts = {key: json.dumps(value) for key, value in user_attrs.items()}
-        created = [running_trial(*row) for row in self._writer.create(study.id, n, texts)]
-        for trial in created:
-            trial.user_attrs = {key: json.loads(text) for key, text in texts.items()}
+        if n == 1 and not user_attrs:
+            created = [self.backend._create_new_trial(study.id)]  # as Optuna's own cache does
+        else:
+            texts = {key: json.dumps(value) for key, value in user_attrs.items()}
+            created = [running_trial(*row) for row in self._writer.create(study.id, n, texts)]
+            for trial in created:
+                trial.user_attrs = {key: json.loads(text) for key, text in texts.items()}
         ids = [trial._trial_id for trial in created]
         self._memory.own.update(ids)
         if created[0].number == len(study.trials):

@@ -121,8 +121,25 @@ class Writer:
     """
 
     def __init__(self, storage: RDBStorage, *, interval: float) -> None:
+        from sqlalchemy import bindparam
+        from sqlalchemy import select
+
         self._engine = storage.engine
         self._tables = _tables()
+        trials = self._tables["trials"]
+        # What every write needs is put together once, as that takes as long as to send it.
+        self._select_running = (
+            select(trials.c.trial_id)
+            .where(trials.c.trial_id.in_(bindparam("ids", expanding=True)))
+            .where(trials.c.state == TrialState.RUNNING)
+            .with_for_update()
+        )
+        self._update_ended = (
+            trials.update()
+            .where(trials.c.trial_id == bindparam("id"))
+            .values(state=bindparam("end"), datetime_complete=bindparam("at"))
+        )
+        self._inserts = {name: self._tables[name].insert() for name in _TABLES}
         self._interval = interval
         self._stopped = threading.Event()
         self._writing = threading.Lock()
@@ -146,7 +163,6 @@ class Writer:
             KeyError: If there is no such study.
         """
         from sqlalchemy import func
-        from sqlalchemy import insert
         from sqlalchemy import select
 
         studies, trials = self._tables["studies"], self._tables["trials"]
@@ -162,11 +178,13 @@ class Writer:
             ).scalar_one()
             row = {"study_id": study_id, "state": TrialState.RUNNING, "datetime_start": _utc(now)}
             numbers = range(first, first + n)
-            connection.execute(insert(trials), [{**row, "number": number} for number in numbers])
+            connection.execute(
+                self._inserts["trials"], [{**row, "number": number} for number in numbers]
+            )
             newest = select(trials.c.trial_id).where(mine).order_by(trials.c.trial_id.desc())
             ids = sorted(connection.execute(newest.limit(n)).scalars())
             if user_attrs:
-                attributes = self._tables["trial_user_attributes"].insert()
+                attributes = self._inserts["trial_user_attributes"]
                 attrs = [{"key": key, "value_json": text} for key, text in user_attrs.items()]
                 rows = [{"trial_id": trial_id} | attr for trial_id in ids for attr in attrs]
                 connection.execute(attributes, rows)
@@ -239,14 +257,10 @@ class Writer:
 
     def _running(self, connection: Connection, ids: Sequence[int]) -> set[int]:
         """Return which of the trials still run, and keep others from ending them."""
-        from sqlalchemy import select
-
-        trials = self._tables["trials"]
         running: set[int] = set()
         for start in range(0, len(ids), _AT_ONCE):
-            some = trials.c.trial_id.in_(ids[start : start + _AT_ONCE])
-            query = select(trials.c.trial_id).where(some, trials.c.state == TrialState.RUNNING)
-            running.update(connection.execute(query.with_for_update()).scalars())
+            some = {"ids": ids[start : start + _AT_ONCE]}
+            running.update(connection.execute(self._select_running, some).scalars())
         return running
 
     def _write(self, connection: Connection, pending: Pending, running: set[int]) -> None:
@@ -264,24 +278,14 @@ class Writer:
                 if key[0] in running
             ]
             if entries:
-                connection.execute(self._tables[name].insert(), entries)
-        self._end(connection, {id_: end for id_, end in pending.ends.items() if id_ in running})
-
-    def _end(self, connection: Connection, ends: dict[int, End]) -> None:
-        from sqlalchemy import bindparam
-
-        if not ends:
-            return
-        trials = self._tables["trials"]
-        statement = (
-            trials.update()
-            .where(trials.c.trial_id == bindparam("id"))
-            .values(state=bindparam("end"), datetime_complete=bindparam("at"))
-        )
-        connection.execute(
-            statement,
-            [{"id": id_, "end": end.state, "at": _utc(end.at)} for id_, end in ends.items()],
-        )
+                connection.execute(self._inserts[name], entries)
+        ends = [
+            {"id": trial_id, "end": end.state, "at": _utc(end.at)}
+            for trial_id, end in pending.ends.items()
+            if trial_id in running
+        ]
+        if ends:
+            connection.execute(self._update_ended, ends)
 
 
 def _models() -> Any:

@@ -25,6 +25,7 @@ from optuna.distributions import check_distribution_compatibility
 from optuna.distributions import distribution_to_json
 from optuna.distributions import json_to_distribution
 from optuna.exceptions import StorageInternalError
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial
 from optuna.trial import TrialState
@@ -69,14 +70,14 @@ class SQLiteStorage(RDBStorage):
         now = datetime.now()
         with self._transaction("IMMEDIATE") as cursor:
             _check_study(cursor, study_id)
-            cursor.execute("SELECT COUNT(*) FROM trials WHERE study_id = ?", (study_id,))
-            (number,) = cursor.fetchone()
+            query = "SELECT COUNT(*) FROM trials WHERE study_id = ?"
+            (number,) = cursor.execute(query, (study_id,)).fetchone()
             cursor.execute(
                 "INSERT INTO trials (number, study_id, state, datetime_start) "
                 "VALUES (?, ?, 'RUNNING', ?)",
                 (number, study_id, _to_utc(now)),
             )
-            trial_id = cursor.lastrowid or 0  # which is None before the first one
+            (trial_id,) = cursor.execute("SELECT last_insert_rowid()").fetchone()
             return running_trial(trial_id, number, now)
 
     def _set_trial_param(
@@ -88,7 +89,7 @@ class SQLiteStorage(RDBStorage):
         previous_distribution: BaseDistribution | None,
     ) -> None:
         with self._transaction("IMMEDIATE") as cursor:
-            study_id, _ = self._updatable(cursor, trial_id)
+            study_id, _ = _updatable(cursor, trial_id)
             if previous_distribution is None:
                 cursor.execute(
                     "SELECT distribution_json FROM trial_params JOIN trials USING (trial_id) "
@@ -109,7 +110,7 @@ class SQLiteStorage(RDBStorage):
         self, trial_id: int, step: int, intermediate_value: float
     ) -> None:
         with self._transaction("IMMEDIATE") as cursor:
-            self._updatable(cursor, trial_id)
+            _updatable(cursor, trial_id)
             cursor.execute(
                 "INSERT INTO trial_intermediate_values "
                 "(trial_id, step, intermediate_value, intermediate_value_type) "
@@ -128,7 +129,7 @@ class SQLiteStorage(RDBStorage):
     def _set_attr(self, table: str, trial_id: int, key: str, value: Any) -> None:
         text = json.dumps(value)
         with self._transaction("IMMEDIATE") as cursor:
-            self._updatable(cursor, trial_id)
+            _updatable(cursor, trial_id)
             cursor.execute(
                 f"INSERT INTO {table} (trial_id, key, value_json) VALUES (?, ?, ?) "
                 "ON CONFLICT (trial_id, key) DO UPDATE SET value_json = excluded.value_json",
@@ -139,7 +140,7 @@ class SQLiteStorage(RDBStorage):
         self, trial_id: int, state: TrialState, values: Sequence[float] | None = None
     ) -> bool:
         with self._transaction("IMMEDIATE") as cursor:
-            _, before = self._updatable(cursor, trial_id)
+            _, before = _updatable(cursor, trial_id)
             if state == TrialState.RUNNING and before != TrialState.WAITING:
                 return False  # another worker was quicker
             cursor.executemany(
@@ -170,26 +171,18 @@ class SQLiteStorage(RDBStorage):
         included_trial_ids: set[int],
         trial_id_greater_than: int,
     ) -> list[FrozenTrial]:
-        # The + keeps SQLite from looking at all trials of the study by the index of that column.
-        unary = "+" if trial_id_greater_than > -1 else ""
-        included = ", ".join(map(str, included_trial_ids))
-        condition = f"{unary}study_id = ? AND (trial_id > ? OR trial_id IN ({included}))"
+        some = ""
         if states is not None:
             names = ", ".join(f"'{state.name}'" for state in TrialState if state in states)
-            condition += f" AND state IN ({names})"
+            some = f" AND state IN ({names})"
+        older = ", ".join(str(id_) for id_ in included_trial_ids if id_ <= trial_id_greater_than)
         with self._transaction() as cursor:
             _check_study(cursor, study_id)
-            return _trials(cursor, condition, study_id, trial_id_greater_than)
-
-    def _updatable(self, cursor: sqlite3.Cursor, trial_id: int) -> tuple[int, TrialState]:
-        """Return the study and the state of a trial that is not over."""
-        cursor.execute("SELECT study_id, state FROM trials WHERE trial_id = ?", (trial_id,))
-        found = cursor.fetchone()
-        if found is None:
-            raise _no_trial(trial_id)
-        study_id, state = found[0], TrialState[found[1]]
-        self.check_trial_is_updatable(trial_id, state)
-        return study_id, state
+            # Not in one query, for which SQLite would look at all trials of the study.
+            known = f"study_id = ? AND trial_id IN ({older}){some}"
+            found = _trials(cursor, known, study_id) if older else []
+            newer = f"study_id = ? AND trial_id > ?{some}"
+            return found + _trials(cursor, newer, study_id, trial_id_greater_than)
 
     @contextmanager
     def _transaction(self, kind: str = "DEFERRED") -> Iterator[sqlite3.Cursor]:
@@ -213,6 +206,20 @@ def _check_study(cursor: sqlite3.Cursor, study_id: int) -> None:
     cursor.execute("SELECT 1 FROM studies WHERE study_id = ?", (study_id,))
     if cursor.fetchone() is None:
         raise KeyError(f"No study with study_id {study_id} exists.")
+
+
+def _updatable(cursor: sqlite3.Cursor, trial_id: int) -> tuple[int, TrialState]:
+    """Return the study and the state of a trial that is not over."""
+    cursor.execute("SELECT study_id, number, state FROM trials WHERE trial_id = ?", (trial_id,))
+    found = cursor.fetchone()
+    if found is None:
+        raise _no_trial(trial_id)
+    study_id, number, state = found[0], found[1], TrialState[found[2]]
+    if state.is_finished():
+        raise UpdateFinishedTrialError(
+            f"Trial#{number} has already finished and can not be updated."  # as Optuna says it
+        )
+    return study_id, state
 
 
 def _no_trial(trial_id: int) -> KeyError:

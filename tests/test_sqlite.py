@@ -18,6 +18,7 @@ from optuna.storages import RDBStorage
 from optuna.study import Study
 from optuna.trial import TrialState
 import pytest
+from sqlalchemy import event
 
 from optuna_ext import _rows
 from optuna_ext import sqlite
@@ -113,6 +114,31 @@ def test_more_trials_than_one_statement_names(
         trials = storage.get_all_trials(study._study_id)
     assert [trial.value for trial in trials] == [trial.params["x"] for trial in trials]
     assert len(trials) == 10
+
+
+def test_no_statement_reads_all_trials(
+    tmp_path: Path, disposed: Disposed, new_study: NewStudy, objective: Objective
+) -> None:
+    with disposed(sqlite(tmp_path / "study.db")) as storage:
+        study = new_study(storage)
+        study.ask()  # and is never told: it is read again and again
+        study.optimize(objective, n_trials=1)
+        said: list[str] = []
+
+        def listen(connection: sqlite3.Connection, *_: object) -> None:
+            connection.set_trace_callback(said.append)
+
+        event.listen(storage.engine, "checkout", listen)
+        study.optimize(objective, n_trials=2)
+        event.remove(storage.engine, "checkout", listen)
+    statements = [text for text in said if text.split()[0] in ("SELECT", "UPDATE", "INSERT")]
+    assert len(statements) > 100
+    with closing(sqlite3.connect(tmp_path / "study.db")) as connection:
+        for text in statements:
+            plan = [row[-1] for row in connection.execute(f"EXPLAIN QUERY PLAN {text}")]
+            assert not any(step.startswith(("SCAN trial", "SCAN stud")) for step in plan), text
+            # Counting them is done within the index.
+            assert not any("USING INDEX ix_trials_study_id (study_id=?)" in step for step in plan)
 
 
 def test_threads_get_numbers_of_their_own(
