@@ -17,8 +17,6 @@ import copy
 from datetime import datetime
 import json
 import threading
-import time
-from types import TracebackType
 from typing import Any
 import weakref
 
@@ -31,10 +29,10 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial
 from optuna.trial import TrialState
 
+from optuna_ext._memory import Memory
 from optuna_ext._memory import running_trial
 from optuna_ext._memory import StudyMemory
 from optuna_ext._rows import End
-from optuna_ext._rows import Pending
 from optuna_ext._rows import Writer
 
 
@@ -76,12 +74,10 @@ class BulkStorage(BaseStorage):
         self._start()
 
     def _start(self) -> None:
-        self._studies: dict[int, StudyMemory] = {}
-        self._places: dict[int, tuple[int, int]] = {}  # study id and number, by trial id
-        self._own: set[int] = set()  # ids of the running trials that this storage writes
         self._batches = threading.local()
         self._writer = Writer(self.backend, interval=self._interval)
         self._lock = self._writer.lock
+        self._memory = Memory(self.backend, self._writer, interval=self._interval)
         self._finish = weakref.finalize(self, self._writer.close)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -95,12 +91,7 @@ class BulkStorage(BaseStorage):
     def __enter__(self) -> BulkStorage:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def flush(self) -> None:
@@ -111,7 +102,7 @@ class BulkStorage(BaseStorage):
         """Write everything and read what other processes have written, however lately."""
         self.flush()
         with self._lock:
-            self._read(self._study(study_id))
+            self._memory.read(self._memory.study(study_id))
 
     def close(self) -> None:
         """Write everything and stop the thread; the end of the program does the same.
@@ -119,7 +110,7 @@ class BulkStorage(BaseStorage):
         Trials that were reserved and never asked for are recorded as failed.
         """
         with self._lock:
-            for study in self._studies.values():
+            for study in self._memory.studies():
                 while study.reserved:
                     self._end(study.reserved.pop(), TrialState.FAIL, None)
         self.flush()
@@ -151,7 +142,7 @@ class BulkStorage(BaseStorage):
                 For each of the new ones.
         """
         with self._lock:
-            study = self._study(study_id)
+            study = self._memory.study(study_id)
             missing = n - len(study.reserved)
             if missing > 0:
                 self._create(study, missing, user_attrs or {})
@@ -167,41 +158,36 @@ class BulkStorage(BaseStorage):
         self.flush()
         self.backend.delete_study(study_id)
         with self._lock:
-            self._studies.pop(study_id, None)
-            gone = [id_ for id_, (owner, _) in self._places.items() if owner == study_id]
-            for trial_id in gone:
-                del self._places[trial_id]
-            self._own.difference_update(gone)
-            self._writer.lost.difference_update(gone)
+            self._memory.forget(study_id)
 
     def set_study_user_attr(self, study_id: int, key: str, value: Any) -> None:
         self.backend.set_study_user_attr(study_id, key, value)
         with self._lock:
-            self._study(study_id).user_attrs[key] = json.loads(json.dumps(value))
+            self._memory.study(study_id).user_attrs[key] = json.loads(json.dumps(value))
 
     def set_study_system_attr(self, study_id: int, key: str, value: Any) -> None:
         self.backend.set_study_system_attr(study_id, key, value)
         with self._lock:
-            self._study(study_id).system_attrs[key] = json.loads(json.dumps(value))
+            self._memory.study(study_id).system_attrs[key] = json.loads(json.dumps(value))
 
     def get_study_id_from_name(self, study_name: str) -> int:
         return self.backend.get_study_id_from_name(study_name)
 
     def get_study_name_from_id(self, study_id: int) -> str:
         with self._lock:
-            return self._study(study_id).name
+            return self._memory.study(study_id).name
 
     def get_study_directions(self, study_id: int) -> list[StudyDirection]:
         with self._lock:
-            return self._study(study_id).directions
+            return self._memory.study(study_id).directions
 
     def get_study_user_attrs(self, study_id: int) -> dict[str, Any]:
         with self._lock:
-            return {**self._fresh(study_id).user_attrs}
+            return {**self._memory.fresh(study_id).user_attrs}
 
     def get_study_system_attrs(self, study_id: int) -> dict[str, Any]:
         with self._lock:
-            return {**self._fresh(study_id).system_attrs}
+            return {**self._memory.fresh(study_id).system_attrs}
 
     def get_all_studies(self) -> list[Any]:
         return self.backend.get_all_studies()
@@ -210,10 +196,10 @@ class BulkStorage(BaseStorage):
 
     def create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> int:
         with self._lock:
-            study = self._study(study_id)
+            study = self._memory.study(study_id)
             if template_trial is not None:
                 trial_id = self.backend.create_new_trial(study_id, template_trial)
-                self._read(study)
+                self._memory.read(study)
                 return trial_id
             if not study.reserved:
                 self._create(study, 1, {})
@@ -234,10 +220,9 @@ class BulkStorage(BaseStorage):
                     check_distribution_compatibility(known, distribution)
                 text = distribution_to_json(distribution)
                 study.distributions[param_name] = (distribution, text)
-            if trial_id in self._own:
-                exists = param_name in trial.params
-                row = (param_value_internal, text)
-                self._pending.put("trial_params", trial_id, param_name, *row, replaces=exists)
+            if trial_id in self._memory.own:
+                columns = (param_value_internal, text)
+                self._pend("trial_params", trial_id, param_name, *columns, known=trial.params)
             else:
                 self.backend.set_trial_param(
                     trial_id, param_name, param_value_internal, distribution
@@ -252,10 +237,9 @@ class BulkStorage(BaseStorage):
     ) -> None:
         with self._lock:
             trial, study = self._updatable(trial_id)
-            if trial_id in self._own:
-                exists = step in trial.intermediate_values
-                table, row = "trial_intermediate_values", (intermediate_value,)
-                self._pending.put(table, trial_id, step, *row, replaces=exists)
+            if trial_id in self._memory.own:
+                table, known = "trial_intermediate_values", trial.intermediate_values
+                self._pend(table, trial_id, step, intermediate_value, known=known)
             else:
                 self.backend.set_trial_intermediate_value(trial_id, step, intermediate_value)
             trial.intermediate_values = {**trial.intermediate_values, step: intermediate_value}
@@ -265,10 +249,8 @@ class BulkStorage(BaseStorage):
         with self._lock:
             trial, study = self._updatable(trial_id)
             text = json.dumps(value)
-            if trial_id in self._own:
-                exists = key in trial.user_attrs
-                table = "trial_user_attributes"
-                self._pending.put(table, trial_id, key, text, replaces=exists)
+            if trial_id in self._memory.own:
+                self._pend("trial_user_attributes", trial_id, key, text, known=trial.user_attrs)
             else:
                 self.backend.set_trial_user_attr(trial_id, key, value)
             trial.user_attrs = {**trial.user_attrs, key: json.loads(text)}
@@ -277,14 +259,12 @@ class BulkStorage(BaseStorage):
     def set_trial_system_attr(self, trial_id: int, key: str, value: Any) -> None:
         with self._lock:
             trial, study = self._updatable(trial_id)
-            text = json.dumps(value)
-            if trial_id in self._own:
-                exists = key in trial.system_attrs
-                table = "trial_system_attributes"
-                self._pending.put(table, trial_id, key, text, replaces=exists)
+            text, known = json.dumps(value), trial.system_attrs
+            if trial_id in self._memory.own:
+                self._pend("trial_system_attributes", trial_id, key, text, known=known)
             else:
                 self.backend.set_trial_system_attr(trial_id, key, value)
-            trial.system_attrs = {**trial.system_attrs, key: json.loads(text)}
+            trial.system_attrs = {**known, key: json.loads(text)}
             study.replace(trial)
 
     def set_trial_state_values(
@@ -294,13 +274,13 @@ class BulkStorage(BaseStorage):
             self.flush()  # the database decides who claims a waiting trial
         with self._lock:
             _, study = self._updatable(trial_id)
-            if trial_id not in self._own or not state.is_finished():
+            if trial_id not in self._memory.own or not state.is_finished():
                 changed = self.backend.set_trial_state_values(trial_id, state, values)
                 if changed:
-                    self._own.discard(trial_id)
+                    self._memory.own.discard(trial_id)
                     if state == TrialState.RUNNING:
-                        self._own.add(trial_id)
-                self._put(study, self.backend.get_trial(trial_id))
+                        self._memory.own.add(trial_id)
+                self._memory.put(study, self.backend.get_trial(trial_id))
                 return changed
             self._end(trial_id, state, values)
         if not getattr(self._batches, "depth", 0):
@@ -309,14 +289,14 @@ class BulkStorage(BaseStorage):
 
     def get_trial(self, trial_id: int) -> FrozenTrial:
         with self._lock:
-            study, number = self._place(trial_id)
+            study, number = self._memory.place(trial_id)
             if trial_id in study.foreign:
-                self._put(study, self.backend.get_trial(trial_id))
+                self._memory.put(study, self.backend.get_trial(trial_id))
             return study.trials[number]
 
     def get_trial_id_from_study_id_trial_number(self, study_id: int, trial_number: int) -> int:
         with self._lock:
-            study = self._study(study_id)
+            study = self._memory.study(study_id)
             if trial_number < len(study.trials):
                 return study.trials[trial_number]._trial_id
         return self.backend.get_trial_id_from_study_id_trial_number(study_id, trial_number)
@@ -328,12 +308,12 @@ class BulkStorage(BaseStorage):
         states: Container[TrialState] | None = None,
     ) -> list[FrozenTrial]:
         with self._lock:
-            trials = self._fresh(study_id).select(states)
+            trials = self._memory.fresh(study_id).select(states)
         return copy.deepcopy(trials) if deepcopy else trials
 
     def get_best_trial(self, study_id: int) -> FrozenTrial:
         with self._lock:
-            study = self._fresh(study_id)
+            study = self._memory.fresh(study_id)
             if len(study.directions) > 1:
                 raise RuntimeError(
                     "Best trial can be obtained only for single-objective optimization."
@@ -345,60 +325,22 @@ class BulkStorage(BaseStorage):
     def remove_session(self) -> None:
         self.backend.remove_session()
 
-    def _study(self, study_id: int) -> StudyMemory:
-        """Return what is known of a study, whenever it was read."""
-        if study_id not in self._studies:
-            study = StudyMemory(
-                id=study_id,
-                name=self.backend.get_study_name_from_id(study_id),
-                directions=self.backend.get_study_directions(study_id),
-            )
-            self._read(study)
-            self._studies[study_id] = study
-        return self._studies[study_id]
-
-    def _fresh(self, study_id: int) -> StudyMemory:
-        """Return a study with what others wrote until an interval ago."""
-        study = self._study(study_id)
-        if time.monotonic() > study.read_at + self._interval:
-            self._read(study)
-        return study
-
-    def _read(self, study: StudyMemory, created: Sequence[FrozenTrial] = ()) -> None:
-        """Take over what other processes have written, and trials just created here."""
-        study.read_at = time.monotonic()
-        study.user_attrs = self.backend.get_study_user_attrs(study.id)
-        study.system_attrs = self.backend.get_study_system_attrs(study.id)
-        lost = {id_ for id_ in self._writer.lost if self._places[id_][0] == study.id}
-        if lost:
-            self._writer.lost -= lost
-            self._own -= lost
-            study.foreign |= lost
-        # Not in BaseStorage: the unfinished trials that are known, and all newer ones.
-        found = self.backend._get_trials(study.id, None, study.foreign, study.last_id)
-        theirs = [trial for trial in found if trial._trial_id not in self._own]
-        for trial in sorted([*theirs, *created], key=lambda trial: trial.number):
-            self._put(study, trial)
-        if lost:
-            study.find_best()
-
     def _create(self, study: StudyMemory, n: int, user_attrs: Mapping[str, Any]) -> None:
-        texts = {key: json.dumps(value) for key, value in user_attrs.items()}
-        created = [running_trial(*row) for row in self._writer.create(study.id, n, texts)]
-        for trial in created:
-            trial.user_attrs = {key: json.loads(text) for key, text in texts.items()}
+        if n == 1 and not user_attrs:
+            created = [self.backend._create_new_trial(study.id)]  # as Optuna's own cache does
+        else:
+            texts = {key: json.dumps(value) for key, value in user_attrs.items()}
+            created = [running_trial(*row) for row in self._writer.create(study.id, n, texts)]
+            for trial in created:
+                trial.user_attrs = {key: json.loads(text) for key, text in texts.items()}
         ids = [trial._trial_id for trial in created]
-        self._own.update(ids)
+        self._memory.own.update(ids)
         if created[0].number == len(study.trials):
             for trial in created:
-                self._put(study, trial)
+                self._memory.put(study, trial)
         else:  # others have created some, too
-            self._read(study, created)
+            self._memory.read(study, created)
         study.reserved += ids
-
-    def _put(self, study: StudyMemory, trial: FrozenTrial) -> None:
-        self._places[trial._trial_id] = (study.id, trial.number)
-        study.put(trial, own=trial._trial_id in self._own)
 
     def _end(self, trial_id: int, state: TrialState, values: Sequence[float] | None) -> None:
         """End a trial of this storage."""
@@ -407,26 +349,26 @@ class BulkStorage(BaseStorage):
         if values is not None:
             trial.values = [*values]
             for objective, value in enumerate(values):
-                self._pending.put("trial_values", trial_id, objective, value, replaces=False)
+                self._pend("trial_values", trial_id, objective, value)
         trial.datetime_complete = datetime.now()
-        self._pending.ends[trial_id] = End(state=state, at=trial.datetime_complete)
-        self._own.remove(trial_id)
+        self._writer.pending.ends[trial_id] = End(state=state, at=trial.datetime_complete)
+        self._memory.own.remove(trial_id)
         study.replace(trial)
-
-    def _place(self, trial_id: int) -> tuple[StudyMemory, int]:
-        """Return the study and the number of a trial."""
-        if trial_id not in self._places:
-            self._study(self._writer.study_of(trial_id))
-        study_id, number = self._places[trial_id]
-        return self._studies[study_id], number
 
     def _updatable(self, trial_id: int) -> tuple[FrozenTrial, StudyMemory]:
         """Return a copy of a trial that has not ended."""
-        study, number = self._place(trial_id)
+        study, number = self._memory.place(trial_id)
         trial = study.trials[number]
         self.check_trial_is_updatable(trial_id, trial.state)
         return copy.copy(trial), study
 
-    @property
-    def _pending(self) -> Pending:
-        return self._writer.pending
+    def _pend(
+        self,
+        table: str,
+        trial_id: int,
+        key: str | int,
+        *columns: object,
+        known: Container[str | int] = (),
+    ) -> None:
+        """Let a row be written; ``known`` are the keys that the trial has in the table."""
+        self._writer.pending.put(table, trial_id, key, *columns, replaces=key in known)

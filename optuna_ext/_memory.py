@@ -1,18 +1,23 @@
-"""What a storage knows of a study without asking the database."""
+"""What a storage knows of studies without asking the database."""
 
 from __future__ import annotations
 
 from collections.abc import Container
+from collections.abc import Sequence
 from dataclasses import dataclass
 from dataclasses import field
 from datetime import datetime
+import time
 from typing import Any
 
 from optuna.distributions import BaseDistribution
 from optuna.distributions import distribution_to_json
+from optuna.storages import RDBStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial
 from optuna.trial import TrialState
+
+from optuna_ext._rows import Writer
 
 
 @dataclass
@@ -91,8 +96,91 @@ class StudyMemory:
             self.keep_best(trial)
 
 
-def running_trial(trial_id: int, number: int, start: datetime) -> FrozenTrial:
-    """Make a trial that has just been created."""
+class Memory:
+    """What is known of the studies of a database; to be used under the writer's lock.
+
+    Args:
+        storage: What is asked.
+        writer: Writes the trials of this process, and notes those that others have ended.
+        interval: Seconds until the work of other processes is seen.
+
+    Attributes:
+        own: Ids of the running trials that this process writes.
+    """
+
+    def __init__(self, storage: RDBStorage, writer: Writer, *, interval: float) -> None:
+        self._storage = storage
+        self._writer = writer
+        self._interval = interval
+        self._studies: dict[int, StudyMemory] = {}
+        self._places: dict[int, tuple[int, int]] = {}  # study id and number, by trial id
+        self.own: set[int] = set()
+
+    def studies(self) -> list[StudyMemory]:
+        """Return the studies of which anything is known."""
+        return [*self._studies.values()]
+
+    def study(self, study_id: int) -> StudyMemory:
+        """Return what is known of a study, whenever it was read."""
+        if study_id not in self._studies:
+            study = StudyMemory(
+                id=study_id,
+                name=self._storage.get_study_name_from_id(study_id),
+                directions=self._storage.get_study_directions(study_id),
+            )
+            self.read(study)
+            self._studies[study_id] = study
+        return self._studies[study_id]
+
+    def fresh(self, study_id: int) -> StudyMemory:
+        """Return a study with what others wrote until an interval ago."""
+        study = self.study(study_id)
+        if time.monotonic() > study.read_at + self._interval:
+            self.read(study)
+        return study
+
+    def read(self, study: StudyMemory, created: Sequence[FrozenTrial] = ()) -> None:
+        """Take over what other processes have written, and trials just created here."""
+        study.read_at = time.monotonic()
+        study.user_attrs = self._storage.get_study_user_attrs(study.id)
+        study.system_attrs = self._storage.get_study_system_attrs(study.id)
+        lost = {id_ for id_ in self._writer.lost if self._places[id_][0] == study.id}
+        if lost:
+            self._writer.lost -= lost
+            self.own -= lost
+            study.foreign |= lost
+        # Not in BaseStorage: the unfinished trials that are known, and all newer ones.
+        found = self._storage._get_trials(study.id, None, study.foreign, study.last_id)
+        theirs = [trial for trial in found if trial._trial_id not in self.own]
+        for trial in sorted([*theirs, *created], key=lambda trial: trial.number):
+            self.put(study, trial)
+        if lost:
+            study.find_best()
+
+    def put(self, study: StudyMemory, trial: FrozenTrial) -> None:
+        """Take over a trial from the database."""
+        self._places[trial._trial_id] = (study.id, trial.number)
+        study.put(trial, own=trial._trial_id in self.own)
+
+    def place(self, trial_id: int) -> tuple[StudyMemory, int]:
+        """Return the study and the number of a trial."""
+        if trial_id not in self._places:
+            self.study(self._writer.study_of(trial_id))
+        study_id, number = self._places[trial_id]
+        return self._studies[study_id], number
+
+    def forget(self, study_id: int) -> None:
+        """Forget a study that was deleted; its ids may be given away again."""
+        self._studies.pop(study_id, None)
+        gone = [id_ for id_, (owner, _) in self._places.items() if owner == study_id]
+        for trial_id in gone:
+            del self._places[trial_id]
+        self.own.difference_update(gone)
+        self._writer.lost.difference_update(gone)
+
+
+def running_trial(trial_id: int, number: int, start: datetime | None) -> FrozenTrial:
+    """Make a trial of which nothing is known but its start."""
     return FrozenTrial(
         number=number,
         state=TrialState.RUNNING,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from collections.abc import Sequence
 from contextlib import closing
 from contextlib import contextmanager
 from functools import partial
@@ -20,7 +19,10 @@ import warnings
 from optuna.exceptions import ExperimentalWarning
 from optuna.storages import RDBStorage
 from optuna.storages import RetryHeartbeatStaleTrialCallback
-from optuna.trial import TrialState
+
+from optuna_ext._rows import knows_schema
+from optuna_ext._sqlite import AtomicStorage
+from optuna_ext._sqlite import SQLiteStorage
 
 
 if TYPE_CHECKING:
@@ -53,7 +55,8 @@ def sqlite(
     A killed process loses nothing; a power cut may lose the last writes but leaves the file
     whole. Any number of processes may open a missing file at the same moment, and each waiting
     trial is claimed by exactly one of them: with Optuna's own storage on SQLite the first can
-    crash and the second is not so.
+    crash and the second is not so. Trials are read and written in plain SQL, without an object
+    for every row, in less than a tenth of the time.
 
     While the study is open, SQLite keeps ``PATH-wal`` and ``PATH-shm`` beside the file: copy
     them together, and keep all three on a local disk. Where the file system has no WAL, a
@@ -99,11 +102,12 @@ def sqlite(
     connect = partial(_connect, str(file), timeout)
     try:
         with closing(connect()) as connection:
-            _prepare(connection, file, timeout)
+            revision = _prepare(connection, file, timeout)
     except sqlite3.Error as error:
         raise _explain(error, file, timeout) from error
+    kind = SQLiteStorage if knows_schema(revision) else AtomicStorage
     with _explain_incompatibility(sqlite_url(file)):
-        return _SQLiteStorage(sqlite_url(file), engine_kwargs={"creator": connect}, **options)
+        return kind(sqlite_url(file), engine_kwargs={"creator": connect}, **options)
 
 
 def server_url(url: str) -> URL:
@@ -165,20 +169,6 @@ def server(url: str, options: dict[str, Any]) -> RDBStorage:
         raise ConnectionError(f"cannot use {shown}: {reason}") from None
 
 
-class _SQLiteStorage(RDBStorage):
-    """RDBStorage whose change of a trial's state is atomic on SQLite."""
-
-    def set_trial_state_values(
-        self, trial_id: int, state: TrialState, values: Sequence[float] | None = None
-    ) -> bool:
-        # RDBStorage reads the state with SELECT ... FOR UPDATE, which SQLite does not have: two
-        # workers both saw WAITING and ran one enqueued trial twice, or both retried a stale one.
-        # Taking the write lock before the read makes it compare-and-set again.
-        with self.scoped_session() as session:
-            session.connection().exec_driver_sql("BEGIN IMMEDIATE")
-            return super().set_trial_state_values(trial_id, state, values)
-
-
 def _connect(path: str, timeout: float) -> sqlite3.Connection:
     connection = sqlite3.connect(path, timeout=timeout, check_same_thread=False)
     # NORMAL is safe with WAL only; a rollback journal keeps SQLite's default, FULL.
@@ -187,8 +177,8 @@ def _connect(path: str, timeout: float) -> sqlite3.Connection:
     return connection
 
 
-def _prepare(connection: sqlite3.Connection, file: Path, timeout: float) -> None:
-    """Switch to WAL and create Optuna's tables, all of them or none.
+def _prepare(connection: sqlite3.Connection, file: Path, timeout: float) -> str | None:
+    """Switch to WAL and create Optuna's tables, all of them or none; return their revision.
 
     RDBStorage checks for each table and then creates it, so that workers starting together on a
     new file crash with "table already exists". In one transaction the first one does it all.
@@ -202,10 +192,21 @@ def _prepare(connection: sqlite3.Connection, file: Path, timeout: float) -> None
             stacklevel=3,
         )
     connection.execute("BEGIN IMMEDIATE")
-    if not connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'studies'").fetchone():
+    if not _has_table(connection, "studies"):
         for statement in _schema():
             connection.execute(statement)
     connection.execute("COMMIT")
+    if not _has_table(connection, "alembic_version"):  # of an Optuna of 2018
+        return None
+    found: tuple[str] | None = connection.execute(
+        "SELECT version_num FROM alembic_version"
+    ).fetchone()
+    return None if found is None else found[0]
+
+
+def _has_table(connection: sqlite3.Connection, name: str) -> bool:
+    query = "SELECT 1 FROM sqlite_master WHERE name = ?"
+    return connection.execute(query, (name,)).fetchone() is not None
 
 
 def _switch_to_wal(connection: sqlite3.Connection, timeout: float) -> str:

@@ -1,7 +1,7 @@
 """Rows of Optuna's relational tables, written many at a time.
 
-This is the only file that knows the tables. They have not changed since Optuna 3.2; should they
-change, :func:`knows_schema` says so, and nothing here is used.
+Only this file and ``_sqlite.py`` know the tables. They have not changed since Optuna 3.2; should
+they change, :func:`knows_schema` says so, and neither is used.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ _logger = get_logger(__name__)
 _REVISION = "v3.2.0.a"  # of the schema, as alembic names it
 _TABLES = {
     "studies": "study_id study_name",
+    "study_user_attributes": "study_user_attribute_id study_id key value_json",
     "trials": "trial_id number study_id state datetime_start datetime_complete",
     "trial_params": "param_id trial_id param_name param_value distribution_json",
     "trial_values": "trial_value_id trial_id objective value value_type",
@@ -97,14 +98,16 @@ class Pending:
         self.ends = older.ends | self.ends
 
 
-def knows_schema(storage: RDBStorage) -> bool:
-    """Return whether the tables of a storage, and of this Optuna, are the ones written here."""
+def knows_schema(revision: str | None) -> bool:
+    """Return whether tables of a revision, as alembic names it, are the ones that we know.
+
+    Optuna opens none whose revision is not its own.
+    """
     try:
         tables = _tables()
     except (ImportError, AttributeError):
         return False
-    same = storage.get_current_version() == storage.get_head_version() == _REVISION
-    return same and all(
+    return revision == _REVISION and all(
         name in tables and [column.name for column in tables[name].c] == columns.split()
         for name, columns in _TABLES.items()
     )
@@ -119,8 +122,25 @@ class Writer:
     """
 
     def __init__(self, storage: RDBStorage, *, interval: float) -> None:
+        from sqlalchemy import bindparam
+        from sqlalchemy import select
+
         self._engine = storage.engine
         self._tables = _tables()
+        trials = self._tables["trials"]
+        # What every write needs is put together once, as that takes as long as to send it.
+        self._select_running = (
+            select(trials.c.trial_id)
+            .where(trials.c.trial_id.in_(bindparam("ids", expanding=True)))
+            .where(trials.c.state == TrialState.RUNNING)
+            .with_for_update()
+        )
+        self._update_ended = (
+            trials.update()
+            .where(trials.c.trial_id == bindparam("id"))
+            .values(state=bindparam("end"), datetime_complete=bindparam("at"))
+        )
+        self._inserts = {name: self._tables[name].insert() for name in _TABLES}
         self._interval = interval
         self._stopped = threading.Event()
         self._writing = threading.Lock()
@@ -144,7 +164,6 @@ class Writer:
             KeyError: If there is no such study.
         """
         from sqlalchemy import func
-        from sqlalchemy import insert
         from sqlalchemy import select
 
         studies, trials = self._tables["studies"], self._tables["trials"]
@@ -160,11 +179,13 @@ class Writer:
             ).scalar_one()
             row = {"study_id": study_id, "state": TrialState.RUNNING, "datetime_start": _utc(now)}
             numbers = range(first, first + n)
-            connection.execute(insert(trials), [{**row, "number": number} for number in numbers])
+            connection.execute(
+                self._inserts["trials"], [{**row, "number": number} for number in numbers]
+            )
             newest = select(trials.c.trial_id).where(mine).order_by(trials.c.trial_id.desc())
             ids = sorted(connection.execute(newest.limit(n)).scalars())
             if user_attrs:
-                attributes = self._tables["trial_user_attributes"].insert()
+                attributes = self._inserts["trial_user_attributes"]
                 attrs = [{"key": key, "value_json": text} for key, text in user_attrs.items()]
                 rows = [{"trial_id": trial_id} | attr for trial_id in ids for attr in attrs]
                 connection.execute(attributes, rows)
@@ -237,14 +258,10 @@ class Writer:
 
     def _running(self, connection: Connection, ids: Sequence[int]) -> set[int]:
         """Return which of the trials still run, and keep others from ending them."""
-        from sqlalchemy import select
-
-        trials = self._tables["trials"]
         running: set[int] = set()
         for start in range(0, len(ids), _AT_ONCE):
-            some = trials.c.trial_id.in_(ids[start : start + _AT_ONCE])
-            query = select(trials.c.trial_id).where(some, trials.c.state == TrialState.RUNNING)
-            running.update(connection.execute(query.with_for_update()).scalars())
+            some = {"ids": ids[start : start + _AT_ONCE]}
+            running.update(connection.execute(self._select_running, some).scalars())
         return running
 
     def _write(self, connection: Connection, pending: Pending, running: set[int]) -> None:
@@ -262,24 +279,14 @@ class Writer:
                 if key[0] in running
             ]
             if entries:
-                connection.execute(self._tables[name].insert(), entries)
-        self._end(connection, {id_: end for id_, end in pending.ends.items() if id_ in running})
-
-    def _end(self, connection: Connection, ends: dict[int, End]) -> None:
-        from sqlalchemy import bindparam
-
-        if not ends:
-            return
-        trials = self._tables["trials"]
-        statement = (
-            trials.update()
-            .where(trials.c.trial_id == bindparam("id"))
-            .values(state=bindparam("end"), datetime_complete=bindparam("at"))
-        )
-        connection.execute(
-            statement,
-            [{"id": id_, "end": end.state, "at": _utc(end.at)} for id_, end in ends.items()],
-        )
+                connection.execute(self._inserts[name], entries)
+        ends = [
+            {"id": trial_id, "end": end.state, "at": _utc(end.at)}
+            for trial_id, end in pending.ends.items()
+            if trial_id in running
+        ]
+        if ends:
+            connection.execute(self._update_ended, ends)
 
 
 def _models() -> Any:

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from contextlib import contextmanager
 import multiprocessing
 from multiprocessing.context import ForkServerContext
 import os
@@ -10,8 +13,21 @@ import signal
 import tempfile
 
 import optuna
+from optuna.storages import BaseStorage
+from optuna.storages import RDBStorage
+from optuna.study import Study
 import pytest
 import sqlalchemy
+
+from optuna_ext import bulk_storage
+from optuna_ext._bulk import BulkStorage
+
+
+Disposed = Callable[[BaseStorage], AbstractContextManager[RDBStorage]]
+NewStudy = Callable[..., Study]
+Objective = Callable[[optuna.Trial], float]
+Opened = Callable[..., AbstractContextManager[BulkStorage]]
+Plain = Callable[[Path], AbstractContextManager[Study]]
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -102,3 +118,69 @@ def new_database(postgresql: str, request: pytest.FixtureRequest) -> str:
         connection.exec_driver_sql(f'CREATE DATABASE "{name}"')
     engine.dispose()
     return postgresql.replace("/?", f"/{name}?")
+
+
+@pytest.fixture
+def disposed() -> Disposed:
+    """Close the connections of a relational storage after a block."""
+    return _disposed
+
+
+@contextmanager
+def _disposed(storage: BaseStorage) -> Iterator[RDBStorage]:
+    assert isinstance(storage, RDBStorage)
+    yield storage
+    storage.engine.dispose()
+
+
+@pytest.fixture
+def objective() -> Objective:
+    """Give an objective that other processes can have, too."""
+    return _objective
+
+
+def _objective(trial: optuna.Trial) -> float:
+    x = trial.suggest_float("x", -1, 1)
+    for step in range(5):
+        trial.report(x, step)
+        trial.should_prune()
+    return x**2
+
+
+@pytest.fixture
+def new_study() -> NewStudy:
+    """Create the study of the test."""
+
+    def create(storage: BaseStorage, **about: object) -> Study:
+        about = {"sampler": optuna.samplers.RandomSampler(seed=0), **about}
+        return optuna.create_study(study_name="s", storage=storage, **about)  # type: ignore[arg-type]
+
+    return create
+
+
+@pytest.fixture
+def opened() -> Opened:
+    """Open a storage that writes in bulk, seldom by itself."""
+
+    @contextmanager
+    def open_(url: str | Path, *, interval: float = 1000.0) -> Iterator[BulkStorage]:
+        storage = bulk_storage(url, interval=interval)
+        assert isinstance(storage, BulkStorage)
+        with storage:
+            yield storage
+        storage.backend.engine.dispose()
+
+    return open_
+
+
+@pytest.fixture
+def plain() -> Plain:
+    """Read the study as Optuna itself does."""
+
+    @contextmanager
+    def read(path: Path) -> Iterator[Study]:
+        storage = RDBStorage(f"sqlite:///{path}")
+        yield optuna.load_study(study_name="s", storage=storage)
+        storage.engine.dispose()
+
+    return read

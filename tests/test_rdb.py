@@ -3,7 +3,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from collections.abc import Iterator
 from contextlib import closing
-from contextlib import contextmanager
 from multiprocessing.context import ForkServerContext
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
@@ -14,6 +13,7 @@ import sys
 import threading
 import time
 from typing import Any
+from typing import TYPE_CHECKING
 
 import optuna
 from optuna.storages import BaseStorage
@@ -26,22 +26,12 @@ from optuna_ext.storage import open_storage
 from optuna_ext.storage import sqlite
 
 
+if TYPE_CHECKING:
+    from tests.conftest import Disposed
+    from tests.conftest import Objective
+
+
 N_WAITING = 60
-
-
-@contextmanager
-def disposed(storage: BaseStorage) -> Iterator[RDBStorage]:
-    assert isinstance(storage, RDBStorage)
-    yield storage
-    storage.engine.dispose()
-
-
-def objective(trial: optuna.Trial) -> float:
-    x = trial.suggest_float("x", -1, 1)
-    for step in range(5):
-        trial.report(x, step)
-        trial.should_prune()
-    return x**2
 
 
 def run_together(
@@ -73,7 +63,9 @@ def _call(target: Callable[..., Any], args: tuple[Any, ...], barrier: Barrier, q
         queue.put(error)
 
 
-def optimize_new_storages(barrier: Barrier, urls: list[str], n_trials: int) -> None:
+def optimize_new_storages(
+    barrier: Barrier, objective: Objective, urls: list[str], n_trials: int
+) -> None:
     for url in urls:
         barrier.wait(timeout=240)
         storage = open_storage(url)
@@ -95,7 +87,7 @@ def claim_waiting_trials(barrier: Barrier, storage: BaseStorage) -> list[int]:
 
 class TestConformance(StorageTestCase):  # type: ignore[misc, unused-ignore]
     @pytest.fixture
-    def storage(self, tmp_path: Path) -> Iterator[BaseStorage]:
+    def storage(self, tmp_path: Path, disposed: Disposed) -> Iterator[BaseStorage]:
         with disposed(sqlite(tmp_path / "study.db")) as storage:
             yield storage
 
@@ -108,7 +100,7 @@ class TestSQLite:
                 for name in ("journal_mode", "synchronous", "busy_timeout")
             )
 
-    def test_pragmas_of_every_connection(self, tmp_path: Path) -> None:
+    def test_pragmas_of_every_connection(self, tmp_path: Path, disposed: Disposed) -> None:
         normal = 1
         with disposed(sqlite(tmp_path / "study.db")) as storage:
             found = [self.pragmas(storage)]
@@ -121,7 +113,9 @@ class TestSQLite:
                 found.append(self.pragmas(copy))
         assert found == [("wal", normal, 60_000)] * 3
 
-    def test_only_the_file_is_left_when_closed(self, tmp_path: Path) -> None:
+    def test_only_the_file_is_left_when_closed(
+        self, tmp_path: Path, disposed: Disposed, objective: Objective
+    ) -> None:
         with disposed(sqlite(tmp_path / "study.db")) as storage:
             optuna.create_study(storage=storage).optimize(objective, n_trials=2)
             assert {path.name for path in tmp_path.iterdir()} == {
@@ -131,7 +125,7 @@ class TestSQLite:
             }
         assert [path.name for path in tmp_path.iterdir()] == ["study.db"]
 
-    def test_same_tables_as_optuna(self, tmp_path: Path) -> None:
+    def test_same_tables_as_optuna(self, tmp_path: Path, disposed: Disposed) -> None:
         def tables(path: Path) -> list[tuple[str, ...]]:
             with closing(sqlite3.connect(path)) as connection:
                 return sorted(connection.execute("SELECT type, name, sql FROM sqlite_master"))
@@ -143,7 +137,9 @@ class TestSQLite:
             assert ours.get_current_version() == theirs.get_head_version()
         assert tables(tmp_path / "ours.db") == tables(tmp_path / "optuna.db")
 
-    def test_opens_what_optuna_wrote_and_the_reverse(self, tmp_path: Path) -> None:
+    def test_opens_what_optuna_wrote_and_the_reverse(
+        self, tmp_path: Path, disposed: Disposed, objective: Objective
+    ) -> None:
         path = tmp_path / "study.db"
         with disposed(RDBStorage(f"sqlite:///{path}")) as storage:
             optuna.create_study(study_name="s", storage=storage).optimize(objective, n_trials=2)
@@ -152,19 +148,23 @@ class TestSQLite:
             with disposed(RDBStorage(f"sqlite:///{path}")) as plain:
                 assert len(optuna.load_study(study_name="s", storage=plain).trials) == 4
 
-    def test_an_empty_file_is_a_new_file(self, tmp_path: Path) -> None:
+    def test_an_empty_file_is_a_new_file(self, tmp_path: Path, disposed: Disposed) -> None:
         path = tmp_path / "study.db"
         path.touch()
         with disposed(sqlite(path)) as storage:
             assert optuna.create_study(storage=storage).trials == []
 
-    def test_home_directory(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_home_directory(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, disposed: Disposed
+    ) -> None:
         monkeypatch.setenv("HOME", str(tmp_path))
         monkeypatch.setenv("USERPROFILE", str(tmp_path))
         with disposed(sqlite("~/study.db")):
             assert (tmp_path / "study.db").exists()
 
-    def test_follows_no_later_chdir(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_follows_no_later_chdir(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, disposed: Disposed
+    ) -> None:
         (tmp_path / "elsewhere").mkdir()
         monkeypatch.chdir(tmp_path)
         with disposed(sqlite("study.db")) as storage:
@@ -175,7 +175,11 @@ class TestSQLite:
                 assert optuna.get_all_study_names(again) == ["s"]
 
     def test_file_system_without_wal(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        disposed: Disposed,
+        objective: Objective,
     ) -> None:
         # SQLite's dot-file locking, meant for network file systems, has no shared memory.
         connect = sqlite3.connect
@@ -197,10 +201,14 @@ class TestSQLite:
 
 class TestWorkers:
     def test_four_processes_on_missing_files(
-        self, tmp_path: Path, processes: ForkServerContext
+        self,
+        tmp_path: Path,
+        processes: ForkServerContext,
+        disposed: Disposed,
+        objective: Objective,
     ) -> None:
         urls = [f"sqlite:///{tmp_path}/{number}.db" for number in range(6)]
-        run_together(processes, optimize_new_storages, urls, 25)
+        run_together(processes, optimize_new_storages, objective, urls, 25)
         with disposed(open_storage(urls[-1])) as storage:
             trials = optuna.load_study(study_name="s", storage=storage).trials
         assert [trial.number for trial in trials] == list(range(100))
@@ -208,7 +216,7 @@ class TestWorkers:
         assert {len(trial.intermediate_values) for trial in trials} == {5}
 
     def test_each_waiting_trial_is_claimed_by_one_worker(
-        self, tmp_path: Path, processes: ForkServerContext
+        self, tmp_path: Path, processes: ForkServerContext, disposed: Disposed
     ) -> None:
         with disposed(sqlite(tmp_path / "study.db")) as storage:
             study = optuna.create_study(study_name="s", storage=storage)
@@ -219,7 +227,9 @@ class TestWorkers:
             )  # the storage is pickled
             assert sorted(sum(claimed, [])) == list(range(N_WAITING))
 
-    def test_killed_worker_is_retried_and_loses_nothing(self, tmp_path: Path) -> None:
+    def test_killed_worker_is_retried_and_loses_nothing(
+        self, tmp_path: Path, disposed: Disposed
+    ) -> None:
         path = tmp_path / "study.db"
         script = (
             "import sys, time, optuna\n"
@@ -265,16 +275,22 @@ class TestWorkers:
 
 class TestPostgreSQL:
     def test_four_processes_on_a_new_database(
-        self, new_database: str, processes: ForkServerContext
+        self,
+        new_database: str,
+        processes: ForkServerContext,
+        disposed: Disposed,
+        objective: Objective,
     ) -> None:
-        run_together(processes, optimize_new_storages, [new_database], 5)
+        run_together(processes, optimize_new_storages, objective, [new_database], 5)
         with disposed(open_storage(new_database, heartbeat=30, retries=1)) as storage:
             trials = optuna.load_study(study_name="s", storage=storage).trials
             assert storage.get_heartbeat_interval() == 30
         assert [trial.number for trial in trials] == list(range(20))
         assert {trial.state for trial in trials} == {TrialState.COMPLETE}
 
-    def test_outlives_a_lost_connection(self, new_database: str) -> None:
+    def test_outlives_a_lost_connection(
+        self, new_database: str, disposed: Disposed, objective: Objective
+    ) -> None:
         with disposed(open_storage(new_database)) as storage:
             study = optuna.create_study(storage=storage)
             study.optimize(objective, n_trials=1)

@@ -18,11 +18,11 @@ import threading
 import time
 import traceback
 from typing import Any
+from typing import TYPE_CHECKING
 from typing import TypeVar
 import urllib.request
 
 import optuna
-from optuna.storages import BaseStorage
 from optuna.storages import GrpcStorageProxy
 from optuna.storages import InMemoryStorage
 from optuna.storages import RDBStorage
@@ -35,24 +35,14 @@ from optuna_ext.storage import open_storage
 from optuna_ext.storage import sqlite
 
 
+if TYPE_CHECKING:
+    from tests.conftest import Disposed
+    from tests.conftest import Objective
+
+
 T = TypeVar("T")
 
 NOBODY = 65534
-
-
-@contextmanager
-def disposed(storage: BaseStorage) -> Iterator[RDBStorage]:
-    assert isinstance(storage, RDBStorage)
-    yield storage
-    storage.engine.dispose()
-
-
-def objective(trial: optuna.Trial) -> float:
-    x = trial.suggest_float("x", -1, 1)
-    for step in range(5):
-        trial.report(x, step)
-        trial.should_prune()
-    return x**2
 
 
 class TestOpenStorage:
@@ -66,7 +56,7 @@ class TestOpenStorage:
         assert open_storage(storage) is storage
 
     @pytest.mark.parametrize("form", ["{}", "sqlite:///{}", "sqlite+pysqlite:///{}"])
-    def test_sqlite(self, form: str, tmp_path: Path) -> None:
+    def test_sqlite(self, form: str, tmp_path: Path, disposed: Disposed) -> None:
         path = tmp_path / "study.db"
         with disposed(open_storage(form.format(path), heartbeat=7, retries=2)) as storage:
             assert path.exists()
@@ -74,7 +64,7 @@ class TestOpenStorage:
             assert storage.get_heartbeat_stale_trial_callback() is not None
 
     @pytest.mark.parametrize("form", ["journal:{}", "journal://{}"])
-    def test_journal(self, form: str, tmp_path: Path) -> None:
+    def test_journal(self, form: str, tmp_path: Path, objective: Objective) -> None:
         url = form.format(tmp_path / "study.log")
         study = optuna.create_study(study_name="s", storage=open_storage(url))
         study.optimize(objective, n_trials=3, n_jobs=2)
@@ -82,7 +72,9 @@ class TestOpenStorage:
         assert [trial.params for trial in again.trials] == [trial.params for trial in study.trials]
         assert [path.name for path in tmp_path.iterdir()] == ["study.log"]
 
-    def test_relative_paths(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_relative_paths(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, disposed: Disposed
+    ) -> None:
         monkeypatch.chdir(tmp_path)
         open_storage("journal:study.log")
         with (
@@ -110,7 +102,7 @@ class TestOpenStorage:
             finally:
                 server.terminate()
 
-    def test_grpc(self, grpc_url: str) -> None:
+    def test_grpc(self, grpc_url: str, objective: Objective) -> None:
         storage = open_storage(grpc_url)
         assert isinstance(storage, GrpcStorageProxy)
         study = optuna.create_study(study_name="s", storage=storage)
@@ -143,7 +135,9 @@ class TestDashboardCommand:
             dashboard_command(url)
 
     @pytest.mark.parametrize("url", ["{}/odd {{name}}%20#.db", "journal:{}/study.log"])
-    def test_the_command_shows_a_study_that_is_open(self, url: str, tmp_path: Path) -> None:
+    def test_the_command_shows_a_study_that_is_open(
+        self, url: str, tmp_path: Path, objective: Objective
+    ) -> None:
         url = url.format(tmp_path)
         storage = open_storage(url)
         optuna.create_study(study_name="s", storage=storage).optimize(objective, n_trials=2)
@@ -227,7 +221,9 @@ class TestErrors:
 
     @pytest.mark.parametrize("form", ["{}", "journal:{}"])
     @pytest.mark.parametrize("read_only", ["file", "directory", "new file"])
-    def test_read_only(self, form: str, read_only: str, tmp_path: Path) -> None:
+    def test_read_only(
+        self, form: str, read_only: str, tmp_path: Path, disposed: Disposed
+    ) -> None:
         # Imports what a storage needs while Python's own directory, maybe root's, can be read.
         with disposed(sqlite(tmp_path / "first.db")):
             pass
@@ -278,7 +274,9 @@ class TestErrors:
         ("version", "advice"),
         [("v2.6.0.a", "run `optuna storage upgrade --storage sqlite:///"), ("v99", "pip install")],
     )
-    def test_incompatible_versions(self, version: str, advice: str, tmp_path: Path) -> None:
+    def test_incompatible_versions(
+        self, version: str, advice: str, tmp_path: Path, disposed: Disposed
+    ) -> None:
         path = tmp_path / "study.db"
         with disposed(sqlite(path)):
             pass
@@ -287,7 +285,9 @@ class TestErrors:
         with pytest.raises(ValueError, match=f"incompatible version of Optuna: .*{advice}"):
             sqlite(path)
 
-    def test_waits_for_a_writer_before_the_switch_to_wal(self, tmp_path: Path) -> None:
+    def test_waits_for_a_writer_before_the_switch_to_wal(
+        self, tmp_path: Path, disposed: Disposed
+    ) -> None:
         path = tmp_path / "study.db"
         with closing(sqlite3.connect(path, check_same_thread=False)) as writer:
             writer.execute("BEGIN IMMEDIATE")
@@ -298,7 +298,7 @@ class TestErrors:
                 assert optuna.create_study(storage=storage).trials == []
             release.join()
 
-    def test_locked_for_too_long(self, tmp_path: Path) -> None:
+    def test_locked_for_too_long(self, tmp_path: Path, disposed: Disposed) -> None:
         path = tmp_path / "study.db"
         with disposed(sqlite(path)), closing(sqlite3.connect(path)) as writer:
             writer.execute("BEGIN IMMEDIATE")

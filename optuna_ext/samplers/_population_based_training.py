@@ -231,7 +231,7 @@ class PopulationBasedTrainingSampler(BaseSampler):
         is_placed = MEMBER in trial.user_attrs  # retried after its worker died
         if slot is not None and not is_placed:
             try:
-                self._check_places(table, trial.number)
+                table.check_places(trial.number)
                 parent = self._parent(study, trial, table, slot)
             except BaseException:  # also Ctrl-C while it waits: others would wait for it
                 _host.fail_trial(study, trial)
@@ -314,20 +314,6 @@ class PopulationBasedTrainingSampler(BaseSampler):
                 f"`{type(self).__name__}` needs a study with one objective, but this one has "
                 f"{len(study.directions)}."
             )
-
-    def _check_places(self, table: SlotTable, number: int) -> None:
-        """Refuse to go on with a population of another size."""
-        for earlier in map(table.trial, range(number - 1, self._first_trial - 1, -1)):
-            if MEMBER in earlier.user_attrs:
-                place = earlier.user_attrs[GENERATION], earlier.user_attrs[MEMBER]
-                expected = divmod(table.slot_of(earlier.number) or 0, self._population_size)
-                if place != expected:
-                    raise ValueError(
-                        "`population_size` and `first_trial` must be those that the study was "
-                        f"begun with, but trial {earlier.number} is member {place[1]} of "
-                        f"generation {place[0]}, and not {expected[1]} of {expected[0]}."
-                    )
-                return
 
     def _read(self, study: Study) -> SlotTable:
         def make() -> SlotTable:

@@ -87,6 +87,27 @@ class SlotTable:
         """Return the slot of a trial; None before the population's first."""
         return self._slots[number]
 
+    def check_places(self, number: int) -> None:
+        """Refuse to go on with a population of another size.
+
+        Args:
+            number: Of the trial that goes on; the last one before it that has a place tells.
+
+        Raises:
+            ValueError: If that trial would have another place here.
+        """
+        for earlier in map(self.trial, range(number - 1, self._first_trial - 1, -1)):
+            if MEMBER in earlier.user_attrs:
+                place = earlier.user_attrs[GENERATION], earlier.user_attrs[MEMBER]
+                expected = divmod(self._slots[earlier.number] or 0, self._size)
+                if place != expected:
+                    raise ValueError(
+                        "`population_size` and `first_trial` must be those that the study was "
+                        f"begun with, but trial {earlier.number} is member {place[1]} of "
+                        f"generation {place[0]}, and not {expected[1]} of {expected[0]}."
+                    )
+                return
+
     def slot(self, slot: int, *, lost: Container[int] = ()) -> Slot:
         """Return what became of a slot; the running trials in ``lost`` are taken for dead."""
         running = None
