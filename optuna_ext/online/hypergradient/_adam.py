@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from optuna_ext.online.hypergradient._optimizer import HypergradientOptimizer
+from optuna_ext.online.hypergradient._optimizer import memory_for
 from optuna_ext.online.hypergradient._optimizer import Moving
 from optuna_ext.online.hypergradient._optimizer import Rule
 
@@ -220,7 +221,7 @@ def _quotients(
 ) -> list[Tensor]:
     """Return ``mean / (sqrt(square) + eps)``."""
     if all(square.is_cpu for square in squares):
-        us = _real(_memory(moving))
+        us = _real(memory_for(moving))
         for u, mean, square in zip(us, means, squares, strict=True):
             torch.sqrt(square, out=u).add_(eps)
             torch.div(mean, u, out=u)
@@ -228,17 +229,6 @@ def _quotients(
     below = torch._foreach_sqrt(squares)
     torch._foreach_add_(below, eps)
     return list(torch._foreach_div(means, below))
-
-
-def _memory(moving: Moving) -> list[Tensor]:
-    """Return tensors to write directions into: the last ones, which are no longer needed.
-
-    Fresh memory takes a CPU longer than the arithmetic.
-    """
-    for p, state in zip(moving.params, moving.states, strict=True):
-        if "direction" not in state:
-            state["direction"] = torch.empty_like(p)
-    return [state["direction"] for state in moving.states]
 
 
 def _chosen(moving: Moving, mask: list[bool]) -> Moving:

@@ -181,6 +181,19 @@ class HypergradientOptimizer(Optimizer):
         return max(lr, 0.0)
 
 
+def memory_for(moving: Moving) -> list[Tensor]:
+    """Return tensors to write directions into: the last ones, which are no longer needed.
+
+    Fresh memory takes a CPU longer than the arithmetic.
+    """
+    for p, state in zip(moving.params, moving.states, strict=True):
+        direction = state.get("direction")
+        # With plain momentum, which may be switched off, the direction is the momentum itself.
+        if direction is None or direction is state.get("momentum_buffer"):
+            state["direction"] = torch.empty_like(p)
+    return [state["direction"] for state in moving.states]
+
+
 def _products(group: dict[str, Any], moving: Moving) -> _Products:
     """Multiply gradients with the directions that their parameters moved in last time."""
     gu, gg, uu = 0.0, 0.0, 0.0

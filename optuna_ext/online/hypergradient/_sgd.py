@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from optuna_ext.online.hypergradient._optimizer import HypergradientOptimizer
+from optuna_ext.online.hypergradient._optimizer import memory_for
 from optuna_ext.online.hypergradient._optimizer import Moving
 from optuna_ext.online.hypergradient._optimizer import Rule
 
@@ -123,16 +124,15 @@ class HypergradientSGD(HypergradientOptimizer):
         """Do what torch's foreach implementation does, in its order."""
         us = moving.grads
         if group["momentum"] != 0:
-            us = _buffers(group, moving)
-            if group["nesterov"]:  # as torch does: into the gradients
-                torch._foreach_add_(moving.grads, us, alpha=group["momentum"])
-                us = moving.grads
+            buffers = _buffers(group, moving)
+            us = _nesterov(group, moving, buffers) if group["nesterov"] else buffers
+            if group["hyper_lr"] != 0:
+                for state, u in zip(moving.states, us, strict=True):
+                    state["direction"] = u
+        elif group["hyper_lr"] != 0:
+            us = memory_for(moving)
+            torch._foreach_copy_(us, moving.grads)
         torch._foreach_add_(moving.params, us, alpha=-group["lr"])
-        if group["hyper_lr"] != 0:
-            if us is moving.grads:
-                us = _kept(us)
-            for state, u in zip(moving.states, us, strict=True):
-                state["direction"] = u
 
 
 def _buffers(group: dict[str, Any], moving: Moving) -> list[Tensor]:
@@ -150,16 +150,14 @@ def _buffers(group: dict[str, Any], moving: Moving) -> list[Tensor]:
     return [state["momentum_buffer"] for state in moving.states]
 
 
-def _kept(grads: list[Tensor]) -> list[Tensor]:
-    """Return copies: on a CPU such as are not made before the gradient is written to, if ever."""
-    # A CUDA graph would write without being noticed. Part of a larger memory, of a bucket of
-    # DistributedDataParallel, say, would keep all of it; and it is aligned as no copy is, on
-    # which the last bit of a product depends.
-    if all(grad.is_cpu and grad.untyped_storage().nbytes() == grad.nbytes for grad in grads):
-        try:
-            return [torch._lazy_clone(grad) for grad in grads]
-        except RuntimeError:  # the memory is NumPy's, say, or shared between processes
-            pass
-    copies = [torch.empty_like(grad) for grad in grads]
-    torch._foreach_copy_(copies, grads)
-    return copies
+def _nesterov(group: dict[str, Any], moving: Moving, buffers: list[Tensor]) -> list[Tensor]:
+    momentum = group["momentum"]
+    if group["hyper_lr"] == 0:  # as torch does: into the gradients
+        torch._foreach_add_(moving.grads, buffers, alpha=momentum)
+        return moving.grads
+    if all(grad.is_cpu for grad in moving.grads):
+        us = memory_for(moving)
+        for u, grad, buffer in zip(us, moving.grads, buffers, strict=True):
+            torch.add(grad, buffer, alpha=momentum, out=u)
+        return us
+    return list(torch._foreach_add(moving.grads, buffers, alpha=momentum))
