@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 import os
-from pathlib import Path
 from typing import Any
 from typing import Final
 from typing import Literal
@@ -19,6 +18,7 @@ from optuna.distributions import CategoricalDistribution
 from optuna.distributions import FloatDistribution
 from optuna.trial import BaseTrial
 
+from objectives.checkpoints import make_artifacts
 from objectives.space import suggest
 
 
@@ -110,12 +110,12 @@ def objective(
 
     Raises:
         ValueError: If there is no such ``data``, ``net`` or ``device``.
-        OSError: If ``artifacts`` cannot be a directory.
+        NotADirectoryError: If ``artifacts`` cannot be a directory.
     """
     from objectives.training import fit
 
     if artifacts is not None:
-        Path(artifacts).mkdir(parents=True, exist_ok=True)
+        make_artifacts(artifacts)
     return fit(
         trial,
         task(data=data, net=net, fixed=fixed, data_dir=data_dir),

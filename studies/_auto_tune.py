@@ -96,7 +96,7 @@ def train_one(case: Case, optimizer: str, seed: int, *, device: torch.device) ->
     data = load(f"boundaries-{case.dataset}", device=device)
     recipe = Recipe(
         model=lambda _: boundary_net(case.net),
-        optimizer=lambda weights: OPTIMIZERS[optimizer](weights),
+        optimizer=OPTIMIZERS[optimizer],
         batch_size=None,
         passes_per_epoch=_LOOK_EVERY,
     )

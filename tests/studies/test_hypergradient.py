@@ -87,7 +87,7 @@ def test_a_fixed_rate_has_no_step_of_its_own() -> None:
     [
         (["--net", "cnn"], "--net"),
         (["--data", "cifar"], "--data"),
-        (["--artifacts", "here"], "here"),
+        (["--artifacts", "here"], "artifacts must be a directory, but 'here'"),
         (["--table", "--device", "tpu"], "device must be one of"),
         (["--table", "--figure", "a.pdf"], "--figure must end in"),
         (["--cases", "--device", "tpu"], "device must be one of"),

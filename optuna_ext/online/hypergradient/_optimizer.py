@@ -100,7 +100,6 @@ class HypergradientOptimizer(Optimizer):
     @overload
     def step(self, closure: Callable[[], float]) -> float: ...
 
-    @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
         """Update the learning rate, then the parameters.
 
@@ -112,11 +111,12 @@ class HypergradientOptimizer(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        moving = [self._moving(group) for group in self.param_groups]
-        self._update_rates(moving)
-        for group, each in zip(self.param_groups, moving, strict=True):
-            if each.params:
-                self._descend(group, each)
+        with torch.no_grad():
+            moving = [self._moving(group) for group in self.param_groups]
+            self._update_rates(moving)
+            for group, each in zip(self.param_groups, moving, strict=True):
+                if each.params:
+                    self._descend(group, each)
         return loss
 
     def _moving(self, group: dict[str, Any]) -> Moving:
@@ -152,29 +152,33 @@ class HypergradientOptimizer(Optimizer):
     def _update_rates(self, moving: Sequence[Moving]) -> None:
         groups = self.param_groups
         rates = [group["lr"] for group in groups]
-        if self._rates is not None and rates != self._rates and _reduced_on_plateau(self):
+        if rates != self._rates and self._rates is not None and _reduced_on_plateau(self):
             raise self._refusal()
         products = [_products(*pair) for pair in zip(groups, moving, strict=True)]
         if not self.defaults["per_group"]:
             products = [_over_all_groups(products, groups)] * len(groups)
-        for group, product in zip(groups, products, strict=True):
-            if group["hyper_lr"] == 0 or not math.isfinite(sum(product)):
-                continue  # the weights may be lost to a NaN, the rate need not be
-            if group["rule"] == "additive":
-                group["lr"] = self._added(group["lr"], group["hyper_lr"] * product[0])
-            else:
-                group["lr"] = max(group["lr"] * _factor(group, product), sys.float_info.min)
-        self._rates = [group["lr"] for group in groups]
+        for i, group in enumerate(groups):
+            group["lr"] = rates[i] = self._moved(group, products[i])
+        self._rates = rates
 
-    def _added(self, lr: float, change: float) -> float:
-        if lr + change < 0 and not self._has_warned:
+    def _moved(self, group: dict[str, Any], products: _Products) -> float:
+        """Return the next learning rate."""
+        lr: float = group["lr"]
+        if group["hyper_lr"] == 0 or not math.isfinite(sum(products)):
+            return lr  # the weights may be lost to a NaN, the rate need not be
+        if group["rule"] == "additive":
+            return self._held(lr + group["hyper_lr"] * products[0])
+        return max(lr * _factor(group, products), sys.float_info.min)
+
+    def _held(self, lr: float) -> float:
+        if lr < 0 and not self._has_warned:
             self._has_warned = True
             warnings.warn(
                 f"The learning rate of {type(self).__name__} would become negative and is held "
                 "at 0; a smaller `hyper_lr` or rule='exponential' avoids that.",
                 stacklevel=6,
             )
-        return max(lr + change, 0.0)
+        return max(lr, 0.0)
 
 
 def memory_for(moving: Moving) -> list[Tensor]:
@@ -196,13 +200,10 @@ def _products(group: dict[str, Any], moving: Moving) -> _Products:
     if group["hyper_lr"] == 0:
         return gu, gg, uu
     for g, u, factor in _vectors(moving):
+        gu += factor * g.dot(u).item()
         if group["rule"] == "multiplicative":
-            products = torch.stack([g.dot(u), g.dot(g), u.dot(u)]).tolist()
-            gu += factor * products[0]
-            gg += products[1]
-            uu += factor**2 * products[2]
-        else:
-            gu += factor * g.dot(u).item()
+            gg += g.dot(g).item()
+            uu += factor**2 * u.dot(u).item()
     return gu, gg, uu
 
 
@@ -212,25 +213,25 @@ def _vectors(moving: Moving) -> Iterable[tuple[Tensor, Tensor, float]]:
     Those of a device other than the CPU come as one, because it is slow to be asked.
     """
     there: dict[tuple[torch.device, float], tuple[list[Tensor], list[Tensor]]] = {}
-    for grad, state in zip(moving.grads, moving.states, strict=True):
-        direction = state.get("direction")
-        if direction is None:
+    for g, state in zip(moving.grads, moving.states, strict=True):
+        u = state.get("direction")
+        if u is None:
             continue
-        g, u, factor = _vector(grad), _vector(direction), state.get("factor", 1.0)
+        if g.dtype not in _SUMMED:
+            g, u = _summable(g), _summable(u)
+        factor = state.get("factor", 1.0)
         if g.is_cpu:
-            yield g, u, factor
+            yield g.ravel(), u.ravel(), factor
         else:
             gs, us = there.setdefault((g.device, factor), ([], []))
-            gs.append(g)
-            us.append(u)
+            gs.append(g.ravel())
+            us.append(u.ravel())
     for (_, factor), (gs, us) in there.items():
         yield torch.cat(gs), torch.cat(us), factor
 
 
-def _vector(x: Tensor) -> Tensor:
-    if x.dtype in _SUMMED:
-        return x.ravel()
-    return (torch.view_as_real(x) if x.is_complex() else x.float()).ravel()
+def _summable(x: Tensor) -> Tensor:
+    return torch.view_as_real(x) if x.is_complex() else x.float()
 
 
 def _factor(group: dict[str, Any], products: _Products) -> float:
