@@ -4,12 +4,10 @@ from collections.abc import Hashable
 from collections.abc import Iterable
 from collections.abc import Mapping
 from collections.abc import Sequence
-from functools import partial
 import logging
 from typing import Any
 
 import optuna
-from optuna.study import StudyDirection
 from optuna.trial import Trial
 import torch
 
@@ -25,15 +23,12 @@ from optuna_ext.fused._parents import Parents
 from optuna_ext.fused._parents import States
 from optuna_ext.fused._problem import folds_on
 from optuna_ext.fused._problem import is_rowwise
-from optuna_ext.fused._problem import last_epoch
-from optuna_ext.fused._problem import member_of
 from optuna_ext.fused._problem import metrics_of
-from optuna_ext.fused._problem import n_parameters
-from optuna_ext.fused._problem import number_of
 from optuna_ext.fused._problem import Problem
 from optuna_ext.fused._signature import signature
 from optuna_ext.fused._training import Result
 from optuna_ext.fused._training import Training
+from optuna_ext.fused._training import training_of
 from optuna_ext.lineage import resumed_from
 from optuna_ext.samplers import _host
 
@@ -189,28 +184,16 @@ class Trainer:
         return results
 
     def _begin(self, trial: Trial, *, is_known: bool = False) -> Training:
-        problem = self._problem
-        hyperparameters = problem.suggest(trial)
-        seed = problem.seed(trial) if callable(problem.seed) else problem.seed
-        build = partial(member_of, problem, hyperparameters, seed)
-        members = [build() for _ in self._folds]
+        hyperparameters = self._problem.suggest(trial)
         stored = _host.stored(trial)
-        origin = resumed_from(stored) if is_known else self._parents.origin_of(trial, stored)
-        parent, start = origin or (None, 0)
-        training = Training(
-            trial=trial,
-            build=build,
-            members=members,
-            epochs=last_epoch(problem, hyperparameters, start=start),
-            passes=number_of(problem.passes, hyperparameters),
-            rows=[len(fold.train[0]) for fold in self._folds],
-            candidates=problem.best_of,
-            maximize=trial.study.direction == StudyDirection.MAXIMIZE,
-            device=str(self.device),
-            n_parameters=stored.user_attrs.get("n_parameters", n_parameters(members[0])),
-            more_notes=problem.notes,
+        training = training_of(
+            self._problem,
+            trial,
+            hyperparameters,
             noted=stored.user_attrs,
-            parent=parent,
+            origin=resumed_from(stored) if is_known else self._parents.origin_of(trial, stored),
+            rows=[len(fold.train[0]) for fold in self._folds],
+            device=self.device,
         )
         self._parents.begin(training, is_known=is_known)
         self._trainings[trial.number] = training

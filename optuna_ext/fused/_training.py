@@ -5,13 +5,21 @@ from collections.abc import Mapping
 from collections.abc import Sequence
 from dataclasses import dataclass
 from dataclasses import field
+from functools import partial
 import math
 import time
 from typing import Any
 
+from optuna.study import StudyDirection
 from optuna.trial import Trial
+import torch
 
 from optuna_ext.fused._member import Member
+from optuna_ext.fused._problem import last_epoch
+from optuna_ext.fused._problem import member_of
+from optuna_ext.fused._problem import n_parameters
+from optuna_ext.fused._problem import number_of
+from optuna_ext.fused._problem import Problem
 
 
 _PROGRESS = ("epoch", "value", "notes")
@@ -122,6 +130,48 @@ class Training:
         """Put it to where :meth:`state` has found it, or its parent."""
         for name in _PROGRESS:
             setattr(self, name, state[name])
+
+
+def training_of(
+    problem: Problem,
+    trial: Trial,
+    hyperparameters: Any,
+    *,
+    noted: Mapping[str, Any],
+    origin: tuple[int, int] | None,
+    rows: Sequence[int],
+    device: torch.device,
+) -> Training:
+    """Make what a trial trains, with a network per fold.
+
+    Args:
+        problem: The problem.
+        trial: The trial.
+        hyperparameters: What it has decided.
+        noted: Its user attributes.
+        origin: From which trial it goes on, and after which epoch.
+        rows: How many rows each fold has to train on.
+        device: Where.
+    """
+    seed = problem.seed(trial) if callable(problem.seed) else problem.seed
+    build = partial(member_of, problem, hyperparameters, seed)
+    members = [build() for _ in rows]
+    parent, start = origin or (None, 0)
+    return Training(
+        trial=trial,
+        build=build,
+        members=members,
+        epochs=last_epoch(problem, hyperparameters, start=start),
+        passes=number_of(problem.passes, hyperparameters),
+        rows=rows,
+        candidates=problem.best_of,
+        maximize=trial.study.direction == StudyDirection.MAXIMIZE,
+        device=str(device),
+        n_parameters=noted.get("n_parameters", n_parameters(members[0])),
+        more_notes=problem.notes,
+        noted=noted,
+        parent=parent,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
