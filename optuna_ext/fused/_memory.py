@@ -149,7 +149,7 @@ class Footprint:
         self._folds = folds
         self._loss = loss
         self._amp = amp
-        self._largest: tuple[int, Callable[[], Member], str] | None = None
+        self._largest: tuple[int, Callable[[], Sequence[Member]], str] | None = None
 
     def see(self, training: Training, engine: str) -> None:
         """Take note of a network in training."""
@@ -168,7 +168,7 @@ class Footprint:
         x, y = self._folds[0].train
         settings: dict[str, Any] = {"loss": self._loss, "engine": engine, "amp": self._amp}
         valid = self._folds[0].valid
-        one = memory_per_member(build(), x, y, valid=valid, slots=slots, **settings)
+        one = memory_per_member(build()[0], x, y, valid=valid, slots=slots, **settings)
         return len(self._folds) * one
 
 

@@ -4,6 +4,7 @@ from collections.abc import Hashable
 from collections.abc import Iterable
 from collections.abc import Mapping
 from collections.abc import Sequence
+from functools import partial
 import logging
 from typing import Any
 
@@ -11,9 +12,11 @@ import optuna
 from optuna.trial import Trial
 import torch
 
+from optuna_ext.checkpoints import CheckpointStore
 from optuna_ext.fused._devices import is_out_of_memory
 from optuna_ext.fused._devices import release_memory
 from optuna_ext.fused._devices import resolve_device
+from optuna_ext.fused._elsewhere import Elsewhere
 from optuna_ext.fused._group import Group
 from optuna_ext.fused._group import Settings
 from optuna_ext.fused._memory import Footprint
@@ -65,6 +68,8 @@ class Trainer:
             Whether to ``torch.compile`` the step, which pays off in long studies.
         catch:
             Exceptions of the problem's functions that fail a trial and do not come through.
+        store:
+            Where parents are read from that were trained one by one: see ``optimize``.
 
     Raises:
         ValueError: If ``slots`` is below 1 or this machine has no such device.
@@ -104,6 +109,7 @@ class Trainer:
         amp: bool = False,
         compile: bool = False,
         catch: tuple[type[Exception], ...] = (),
+        store: CheckpointStore | None = None,
     ) -> None:
         if slots < 1:
             raise ValueError(f"slots must be at least 1, but it is {slots}.")
@@ -126,6 +132,7 @@ class Trainer:
         self._trainings: dict[int, Training] = {}  # by number
         self._queue: list[Training] = []  # of them, without a slot
         self._parents = Parents()
+        self._elsewhere = Elsewhere(store, problem, folds=len(self._folds), device=self.device)
         self.footprint = Footprint(self._folds, loss=problem.loss, amp=amp)
         """Predicts the memory of a slot."""
         self._orders = torch.Generator(self.device)
@@ -186,12 +193,14 @@ class Trainer:
     def _begin(self, trial: Trial, *, is_known: bool = False) -> Training:
         hyperparameters = self._problem.suggest(trial)
         stored = _host.stored(trial)
+        read = partial(self._elsewhere.read, trial, hyperparameters)
+        origin = resumed_from(stored) if is_known else self._parents.origin_of(trial, stored, read)
         training = training_of(
             self._problem,
             trial,
             hyperparameters,
             noted=stored.user_attrs,
-            origin=resumed_from(stored) if is_known else self._parents.origin_of(trial, stored),
+            origin=origin,
             rows=[len(fold.train[0]) for fold in self._folds],
             device=self.device,
         )

@@ -31,7 +31,7 @@ class Training:
 
     Args:
         trial: The trial.
-        build: Makes what it trains.
+        build: Makes the ``members``.
         members: What it trains, a network per fold.
         epochs: The epoch that is to be the last; epochs count from the birth of the weights.
         passes: How often an epoch goes through the rows.
@@ -49,7 +49,7 @@ class Training:
     """
 
     trial: Trial
-    build: Callable[[], Member]
+    build: Callable[[], list[Member]]
     members: list[Member]
     epochs: int
     passes: int
@@ -69,8 +69,7 @@ class Training:
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """The shapes of its weights."""
-        state = self.members[0].model.state_dict()
-        return {name: tuple(tensor.shape) for name, tensor in state.items()}
+        return shapes_of(self.members[0])
 
     @property
     def steps_per_epoch(self) -> int:
@@ -81,7 +80,7 @@ class Training:
     def restart(self) -> None:
         """Begin again."""
         self.epoch, self.value, self.notes = 0, None, {}
-        self.members = [self.build() for _ in self.members]
+        self.members = self.build()
 
     @property
     def is_over(self) -> bool:
@@ -132,6 +131,20 @@ class Training:
             setattr(self, name, state[name])
 
 
+def shapes_of(member: Member) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of a network's weights, by name."""
+    state = member.model.state_dict()
+    return {name: tuple(tensor.shape) for name, tensor in state.items()}
+
+
+def members_of(
+    problem: Problem, trial: Trial, hyperparameters: Any, *, folds: int
+) -> list[Member]:
+    """Make what a trial trains, a network per fold."""
+    seed = problem.seed(trial) if callable(problem.seed) else problem.seed
+    return [member_of(problem, hyperparameters, seed) for _ in range(folds)]
+
+
 def training_of(
     problem: Problem,
     trial: Trial,
@@ -153,9 +166,8 @@ def training_of(
         rows: How many rows each fold has to train on.
         device: Where.
     """
-    seed = problem.seed(trial) if callable(problem.seed) else problem.seed
-    build = partial(member_of, problem, hyperparameters, seed)
-    members = [build() for _ in rows]
+    build = partial(members_of, problem, trial, hyperparameters, folds=len(rows))
+    members = build()
     parent, start = origin or (None, 0)
     return Training(
         trial=trial,
