@@ -18,7 +18,7 @@ from optuna_ext.fused._member import Member
 from optuna_ext.fused._problem import last_epoch
 from optuna_ext.fused._problem import member_of
 from optuna_ext.fused._problem import n_parameters
-from optuna_ext.fused._problem import number_of
+from optuna_ext.fused._problem import passes_of
 from optuna_ext.fused._problem import Problem
 
 
@@ -174,7 +174,7 @@ def training_of(
         build=build,
         members=members,
         epochs=last_epoch(problem, hyperparameters, start=start),
-        passes=number_of(problem.passes, hyperparameters),
+        passes=passes_of(problem, hyperparameters),
         rows=rows,
         candidates=problem.best_of,
         maximize=trial.study.direction == StudyDirection.MAXIMIZE,

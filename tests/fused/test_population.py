@@ -110,6 +110,26 @@ def test_batch_sizes_may_differ(
 
 
 @pytest.mark.parametrize("engine", ENGINES)
+def test_frozen_layers_stay(
+    engine: str,
+    points: Points,
+    mlp: Callable[..., nn.Sequential],
+    assert_same: Callable[..., Population],
+) -> None:
+    def build(i: int) -> Member:
+        model = mlp(i)
+        model[0].requires_grad_(False)
+        # torch's optimizers take everything, and leave out what has no gradient.
+        groups = [{"params": layer.parameters()} for layer in (model[0], model[2], model[4])]
+        optimizer = Adam(groups, lr=0.01, weight_decay=0.1)
+        return Member(model=model, optimizer=optimizer, batch_size=30, seed=i)
+
+    population = assert_same(build, 2, *points, engine=engine)
+    state = population.state_of(1)["model"]
+    assert torch.equal(state["0.weight"].cpu(), mlp(1).state_dict()["0.weight"])
+
+
+@pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("batch_size", [None, 90, 1000])
 def test_all_rows_at_once_are_taken_in_the_order_given(
     engine: str,
