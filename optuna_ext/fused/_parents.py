@@ -111,10 +111,9 @@ class Parents:
                 ancestor = None
             elif (found := read(trials[ancestor])) is not None:
                 self._known[ancestor] = found
-                seen.clear()
             else:
                 ancestor = parent_of(trials[ancestor])
-        if ancestor is None or ancestor in seen:
+        if ancestor is None or ancestor not in self._known:
             raise LostParentError(
                 f"parent must be a trial whose weights are at hand, but trial {trial.number} has "
                 f"parent {parent}: `checkpoint` must be the file of the run that has trained it, "
