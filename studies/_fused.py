@@ -34,6 +34,7 @@ from studies._progress import StudyProgress
 
 
 if TYPE_CHECKING:
+    from optuna_ext import CheckpointStore
     from optuna_ext.fused import Problem
 
 _Slots = Annotated[int, typer.Option(help="Trials that train at once, with --fused.", min=1)]
@@ -143,6 +144,7 @@ def _train(
                 timeout=None if job.deadline is None else max(0, job.deadline - time.time()),
                 after_epoch=look,
                 checkpoint=checkpoint,
+                store=_store(job),
             )
     except KeyboardInterrupt:
         if interrupt.signum is None:
@@ -167,3 +169,11 @@ def _checkpoint(job: Job) -> Path:
     file = file_beside(job.storage, f"{job.study}.fused.pt")
     file.parent.mkdir(exist_ok=True)
     return file
+
+
+def _store(job: Job) -> CheckpointStore | None:
+    """Open what the same study has kept without --fused, at the place where it does by default."""
+    from optuna_ext import CheckpointStore
+
+    place = file_beside(job.storage, f"{job.study}-checkpoints")
+    return CheckpointStore(place) if place.is_dir() else None

@@ -139,14 +139,35 @@ def _synchronize(batch: Batch) -> None:
 
 def _compare(gradients: Tensor, expected: Tensor, sample: Sequence[int], tolerance: float) -> None:
     for slot, row, own in zip(sample, gradients, expected, strict=True):
-        if not close(row, own, tolerance):
+        if not _close(row, own, tolerance):
             raise ValueError(
                 f"the gradient of the member in slot {slot} is not that of its own module, so "
                 "members differ in something that is neither a parameter nor a buffer."
             )
 
 
-def close(a: Tensor, b: Tensor, tolerance: float) -> bool:
+def compare_outputs(
+    program: Program, slots: Sequence[int], x: Tensor, outputs: Tensor, *, tolerance: float
+) -> None:
+    """Compare what an engine gives with what the members' own modules give.
+
+    Raises:
+        ValueError: If that differs, or a slot is free.
+    """
+    for slot in slots:
+        model = program.models[slot]
+        if model is None:
+            raise ValueError(f"slot must be taken, but {slot} is free.")
+        with program.autocast():
+            own = torch.func.functional_call(model.eval(), program.weights.tensors_of(slot), (x,))
+        if not _close(outputs[slot], own, tolerance):
+            raise ValueError(
+                f"members must differ in parameters and buffers only, but the outputs of the one "
+                f"in slot {slot} are not those of its own module."
+            )
+
+
+def _close(a: Tensor, b: Tensor, tolerance: float) -> bool:
     """Whether two tensors are equal, up to a share of the largest number."""
     scale = b.abs().nan_to_num(0, 0, 0).max().item() if b.numel() else 0.0
     return torch.allclose(a, b, tolerance, tolerance * scale, equal_nan=True)

@@ -8,6 +8,10 @@ import torch
 from torch import Tensor
 
 
+_ROWS_AT_ONCE = 2048  # evaluated at once by one member, and by all
+_MEMBER_ROWS_AT_ONCE = 2**18
+
+
 @dataclass(frozen=True, kw_only=True)
 class Batch:
     """The rows of one step of all members.
@@ -131,3 +135,8 @@ def _padded(
             live=offsets < left,
             idle=tuple(slot for slot in taken if step * sizes[slot] >= n),
         )
+
+
+def rows_at_once(slots: int) -> int:
+    """Return how many rows so many members evaluate at once."""
+    return max(1, min(_ROWS_AT_ONCE, _MEMBER_ROWS_AT_ONCE // slots))

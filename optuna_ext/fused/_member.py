@@ -18,7 +18,7 @@ class Member:
             The network, on the CPU, with its first weights. It is not changed.
         optimizer:
             An optimizer of ``model.parameters()``: its class and parameter groups say how to
-            train.
+            train. Parameters that need no gradient are taken out of it.
         batch_size:
             Rows per step; the last batch of a pass may be shorter. ``None`` means all rows.
         seed:
@@ -29,7 +29,7 @@ class Member:
             Gives the factor of the learning rates in an epoch, which counts from 0; by default 1.
 
     Raises:
-        ValueError: If ``batch_size`` is below 1.
+        ValueError: If ``batch_size`` is below 1, or there is nothing to train.
     """
 
     model: nn.Module
@@ -42,3 +42,9 @@ class Member:
     def __post_init__(self) -> None:
         if self.batch_size is not None and self.batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, but it is {self.batch_size}.")
+        groups = self.optimizer.param_groups
+        for group in groups:
+            group["params"] = [p for p in group["params"] if p.requires_grad]
+        groups[:] = [group for group in groups if group["params"]]
+        if not groups:
+            raise ValueError("optimizer must have a parameter that needs a gradient.")

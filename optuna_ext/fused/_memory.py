@@ -12,14 +12,17 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from optuna_ext.fused._feed import rows_at_once
 from optuna_ext.fused._member import Member
 from optuna_ext.fused._population import Population
-from optuna_ext.fused._population import rows_at_once
 from optuna_ext.fused._problem import Fold
+from optuna_ext.fused._signature import padded_template
+from optuna_ext.fused._stack import members_at_once
 from optuna_ext.fused._training import Training
 
 
-_FEW, _MORE = 8, 12  # members of the two trials: of fewer, the first check would count more
+_TRIALS = 8, 12  # members of the two trials: of fewer, the first check would count more
+_CHEAP = 2**20  # parameters of all members of a trial
 
 
 def memory_per_member(
@@ -35,9 +38,9 @@ def memory_per_member(
 ) -> int:
     """Predict how much memory each slot of a population needs in training.
 
-    Two small populations take two steps and evaluate as many rows as a large one does at once,
-    and every tensor that torch makes is counted while it lives. The memory grows by equal amounts
-    per slot, so their difference tells that of any number. What torch's kernels use inside and
+    Two smaller populations take two steps and evaluate as many rows as a large one does at once,
+    and every tensor that torch makes is counted while it lives. From them on the memory grows by
+    equal amounts per slot, so they tell that of any number. What torch's kernels use inside and
     what its allocator keeps unused comes on top.
 
     Args:
@@ -52,9 +55,10 @@ def memory_per_member(
         valid:
             Inputs and targets to be evaluated on, on the device; ``None`` leaves that out.
         slots:
-            How many there will be: the more, the fewer rows are evaluated at once.
+            How many there will be: they share what is there once, and the more they are, the
+            fewer rows are evaluated at once.
         engine:
-            The engine, not ``"auto"``.
+            The engine, not ``"auto"``, which also tries others at the first step.
         amp:
             As for :class:`~optuna_ext.fused.Population`.
 
@@ -71,21 +75,50 @@ def memory_per_member(
         >>> memory_per_member(member, x, y, loss=cross_entropy) > 2 * 4 * 1000  # with gradients
         True
     """
-    rows = 2 * (member.batch_size or len(x))
-    train = x[:rows], y[:rows]
+    size = min(member.batch_size or len(x), len(x))
+    train = _with_short_end(x, size), _with_short_end(y, size)
+    valids: list[tuple[Tensor, Tensor]] = []
     if valid is not None:
-        valid = valid[0][: rows_at_once(slots)], valid[1][: rows_at_once(slots)]
-    few, more = (
-        _peak(n, member, train, valid, loss=loss, engine=engine, amp=amp) for n in (_FEW, _MORE)
-    )
-    return round((more - few) / (_MORE - _FEW))
+        parts = [*zip(*(torch.split(rows, rows_at_once(slots)) for rows in valid), strict=True)]
+        valids = [parts[0], parts[-1]]  # the last one may be shorter
+
+    def peak(n: int) -> int:
+        left_out = len(x) - len(train[0])
+        return _peak(n, member, train, valids, left_out, loss=loss, engine=engine, amp=amp)
+
+    few, more = _TRIALS
+    if engine == "stack":
+        few, more = _stacks_to_try(member, rows=size, slots=slots)
+    if slots <= more:
+        return round(peak(slots) / slots)
+    first, second = peak(few), peak(more)
+    return round((first + (second - first) * (slots - few) / (more - few)) / slots)
+
+
+def _stacks_to_try(member: Member, *, rows: int, slots: int) -> tuple[int, int]:
+    """Return how many members two trials of a stack have.
+
+    Its activations grow only up to a number of members, which depends on that of the rows; if the
+    networks are small, as many as there are slots are the simplest.
+    """
+    model, _ = padded_template(member)
+    at_once = members_at_once(model, rows=rows, slots=slots)
+    cheap = _CHEAP // sum(parameter.numel() for parameter in model.parameters())
+    more = min(slots, max(2 * at_once, cheap))
+    return more // 2, more
+
+
+def _with_short_end(rows: Tensor, size: int) -> Tensor:
+    """Take as many rows as make a whole batch and one like the last of an epoch."""
+    return rows[: size + len(rows) % size]
 
 
 def _peak(
     n: int,
     member: Member,
     train: tuple[Tensor, Tensor],
-    valid: tuple[Tensor, Tensor] | None,
+    valids: Sequence[tuple[Tensor, Tensor]],
+    left_out: int,
     *,
     loss: Callable[..., Tensor],
     **options: Any,
@@ -97,7 +130,8 @@ def _peak(
         for slot in range(n):
             population.admit(slot, copy.deepcopy(member))
         population.train_epoch(*train)
-        if valid is not None:
+        live.peak += 4 * n * left_out  # the order of the rows that are not here
+        for valid in valids:
             population.evaluate(*valid, {"any": lambda outputs, _: outputs.flatten(1).sum(1)})
     return live.peak
 
@@ -115,7 +149,7 @@ class Footprint:
         self._folds = folds
         self._loss = loss
         self._amp = amp
-        self._largest: tuple[int, Callable[[], Member], str] | None = None
+        self._largest: tuple[int, Callable[[], Sequence[Member]], str] | None = None
 
     def see(self, training: Training, engine: str) -> None:
         """Take note of a network in training."""
@@ -134,7 +168,7 @@ class Footprint:
         x, y = self._folds[0].train
         settings: dict[str, Any] = {"loss": self._loss, "engine": engine, "amp": self._amp}
         valid = self._folds[0].valid
-        one = memory_per_member(build(), x, y, valid=valid, slots=slots, **settings)
+        one = memory_per_member(build()[0], x, y, valid=valid, slots=slots, **settings)
         return len(self._folds) * one
 
 

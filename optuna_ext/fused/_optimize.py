@@ -30,6 +30,7 @@ from optuna.trial import Trial
 from optuna.trial import TrialState
 import torch
 
+from optuna_ext.checkpoints import CheckpointStore
 from optuna_ext.fused import _study
 from optuna_ext.fused._checkpoint import Checkpoint
 from optuna_ext.fused._checkpoint import locked
@@ -96,6 +97,7 @@ def optimize(
     after_epoch: Callable[[int, int], None] | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
     checkpoint_interval: float = 60.0,
+    store: CheckpointStore | None = None,
     show_progress_bar: bool = False,
 ) -> Summary:
     """Run trials of a study, many at once as one program; like ``study.optimize`` else.
@@ -154,6 +156,12 @@ def optimize(
             then it keeps their weights for the next call.
         checkpoint_interval:
             Seconds between two checkpoints, ``checkpoint_interval > 0``.
+        store:
+            Where trials were kept that were trained one by one, as ``model`` and ``optimizer``
+            (``model_1`` and so on in further folds) and, if the order of the rows is to go on,
+            ``generator``, one step an epoch: trials go on from these, too. It is only read:
+            nobody can go on one by one from trials that were trained together, which are not
+            kept there.
         show_progress_bar:
             Whether to show trials and steps per second.
 
@@ -223,6 +231,7 @@ def optimize(
             amp=amp,
             compile=compile,
             catch=caught,
+            store=store,
         )
         started = time.perf_counter()
         with (

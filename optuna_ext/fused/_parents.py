@@ -78,11 +78,24 @@ class Parents:
         self._begun: dict[int, int] = {}  # the last generation, by member
         self._awaited: dict[int, int] = {}  # parents by children that have no slot yet
 
-    def origin_of(self, trial: Trial, stored: FrozenTrial) -> tuple[int, int] | None:
+    def origin_of(
+        self,
+        trial: Trial,
+        stored: FrozenTrial,
+        read: Callable[[FrozenTrial], Parent | None],
+    ) -> tuple[int, int] | None:
         """Return from which trial one goes on, and after which epoch; ``None`` for a newborn.
 
         That is its parent. After a crash it may be an earlier ancestor, whose weights are the last
         that were kept.
+
+        Args:
+            trial:
+                The trial.
+            stored:
+                What the study knows of it.
+            read:
+                Gives an ancestor that was trained elsewhere, if that is possible.
 
         Raises:
             LostParentError: If there is none.
@@ -94,11 +107,17 @@ class Parents:
         while ancestor is not None and ancestor not in self._known and ancestor not in seen:
             seen.add(ancestor)
             trials = trial.study.get_trials(deepcopy=False)
-            ancestor = parent_of(trials[ancestor]) if 0 <= ancestor < len(trials) else None
-        if ancestor is None or ancestor in seen:
+            if not 0 <= ancestor < len(trials):
+                ancestor = None
+            elif (found := read(trials[ancestor])) is not None:
+                self._known[ancestor] = found
+            else:
+                ancestor = parent_of(trials[ancestor])
+        if ancestor is None or ancestor not in self._known:
             raise LostParentError(
                 f"parent must be a trial whose weights are at hand, but trial {trial.number} has "
-                f"parent {parent}: `checkpoint` must be the file of the run that has trained it."
+                f"parent {parent}: `checkpoint` must be the file of the run that has trained it, "
+                "or `store` where it was kept."
             )
         if ancestor != parent:
             _logger.warning(

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.func import vmap
 
 from optuna_ext.fused._choice import choose
-from optuna_ext.fused._choice import close
+from optuna_ext.fused._choice import compare_outputs
 from optuna_ext.fused._choice import ENGINES
 from optuna_ext.fused._choice import make
 from optuna_ext.fused._devices import keep_freed_memory
@@ -20,6 +20,7 @@ from optuna_ext.fused._engines import Engine
 from optuna_ext.fused._engines import Program
 from optuna_ext.fused._feed import Batch
 from optuna_ext.fused._feed import batches
+from optuna_ext.fused._feed import rows_at_once
 from optuna_ext.fused._member import Member
 from optuna_ext.fused._optimizers import Optimizers
 from optuna_ext.fused._optimizers import rule_of
@@ -29,8 +30,6 @@ from optuna_ext.fused._weights import tensors
 from optuna_ext.fused._weights import Weights
 
 
-_ROWS_AT_ONCE = 2048  # evaluated at once by one member, and by all
-_MEMBER_ROWS_AT_ONCE = 2**18
 _CHECKED = 8  # of the members that are new in an epoch
 
 
@@ -398,22 +397,5 @@ class Population:
             ValueError: If they differ: then members differ in something that is neither a
                 parameter nor a buffer, and that their signatures do not show.
         """
-        together = self._running.outputs(x)
-        for slot in slots:
-            model = self._program.models[slot]
-            if model is None:
-                raise ValueError(f"slot must be taken, but {slot} is free.")
-            with self._program.autocast():
-                own = torch.func.functional_call(
-                    model.eval(), self._program.weights.tensors_of(slot), (x,)
-                )
-            if not close(together[slot], own, self._tolerance):
-                raise ValueError(
-                    f"members must differ in parameters and buffers only, but the outputs of the "
-                    f"one in slot {slot} are not those of its own module."
-                )
-
-
-def rows_at_once(slots: int) -> int:
-    """Return how many rows so many members evaluate at once."""
-    return max(1, min(_ROWS_AT_ONCE, _MEMBER_ROWS_AT_ONCE // slots))
+        outputs = self._running.outputs(x)
+        compare_outputs(self._program, slots, x, outputs, tolerance=self._tolerance)

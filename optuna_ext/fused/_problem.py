@@ -24,6 +24,7 @@ from torch.optim import Optimizer
 from torch.optim import SGD
 from torch.utils.data import DataLoader
 
+from optuna_ext._checks import check_int
 from optuna_ext.fused._member import Member
 
 
@@ -107,6 +108,7 @@ class Problem:
 
     Raises:
         ValueError: If an argument is out of its range or not one of its choices.
+        TypeError: If a number is no integer, or rows are something else.
     """
 
     suggest: Callable[[Trial], Any]
@@ -138,8 +140,8 @@ class Problem:
             raise ValueError(f"order must be 'own' or 'shared', but it is {self.order!r}.")
         for name in ("epochs", "interval", "passes", "batch_size"):
             value = getattr(self, name)
-            if isinstance(value, int) and value < 1:
-                raise ValueError(f"{name} must be at least 1, but it is {value}.")
+            if value not in (None, "auto") and not callable(value):
+                check_int(name, value, low=1)
         if self.interval is not None and self.best_of is not None:
             raise ValueError(
                 "interval must be None where the best of some epochs is the value, but it is "
@@ -151,6 +153,13 @@ class Problem:
             raise ValueError(
                 f"best_of must be epochs from 1 on in increasing order, but it is {self.best_of}."
             )
+        for name in ("train", "valid", "test"):
+            rows = getattr(self, name)
+            if not all(map(_is_rows, _folds(rows))) and (name, rows) != ("test", None):
+                raise TypeError(
+                    f"{name} must be a tuple of two tensors, a DataLoader or a list of these, but "
+                    f"it is {type(rows).__name__}."
+                )
         counts = {len(_folds(rows)) for rows in (self.train, self.valid, self.test) if rows}
         if len(counts) != 1:
             raise ValueError("train, valid and test must be lists of one length, or no lists.")
@@ -210,9 +219,16 @@ def _per_row(metric: Callable[..., Tensor], outputs: Tensor, y: Tensor) -> Tenso
     return values if values.dim() else values.expand(len(y))
 
 
-def number_of(value: int | Callable[[Any], int], hyperparameters: Any) -> int:
-    """Return a number that may differ by trial."""
-    return value(hyperparameters) if callable(value) else value
+def epochs_of(problem: Problem, hyperparameters: Any) -> int:
+    """Return for how many epochs a trial trains, those of its parents included."""
+    epochs = problem.epochs
+    return check_int("epochs", epochs(hyperparameters) if callable(epochs) else epochs, low=1)
+
+
+def passes_of(problem: Problem, hyperparameters: Any) -> int:
+    """Return how often an epoch of a trial goes through the rows."""
+    passes = problem.passes
+    return check_int("passes", passes(hyperparameters) if callable(passes) else passes, low=1)
 
 
 def n_parameters(member: Member) -> int:
@@ -224,11 +240,11 @@ def last_epoch(problem: Problem, hyperparameters: Any, *, start: int) -> int:
     """Return with which epoch a trial ends that begins after the epoch ``start``.
 
     Raises:
-        ValueError: If none of ``best_of`` is within its epochs.
+        ValueError: If its number of epochs is below 1 or none of ``best_of`` is within them.
     """
     if problem.interval is not None:
         return start + problem.interval
-    epochs = number_of(problem.epochs, hyperparameters)
+    epochs = epochs_of(problem, hyperparameters)
     if problem.best_of is None:
         return epochs
     within = [epoch for epoch in problem.best_of if epoch <= epochs]
@@ -279,9 +295,14 @@ def _seeded(seed: int) -> Iterator[None]:
 
 
 def _folds(rows: Rows | Sequence[Rows]) -> list[Rows]:
-    if isinstance(rows, DataLoader) or (isinstance(rows, tuple) and torch.is_tensor(rows[0])):
-        return [rows]
-    return [*rows]
+    several = isinstance(rows, list | tuple) and not _is_rows(rows)
+    return [*rows] if several else [rows]  # type: ignore[list-item]
+
+
+def _is_rows(rows: object) -> bool:
+    return isinstance(rows, DataLoader) or (
+        isinstance(rows, tuple) and len(rows) == 2 and all(map(torch.is_tensor, rows))
+    )
 
 
 def _rows_on(rows: Rows, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -154,25 +154,23 @@ class StackEngine(Engine):
     def _chunks_of(self, rows: int) -> list[_Chunk]:
         if rows not in self._chunks:
             slots = len(self._program.models)
-            widest = max(layer.out_features for layer in self._dense)
-            size = max(16, _CHUNK // (widest * rows))
-            size = math.ceil(slots / math.ceil(slots / size))  # all about the same
+            size = members_at_once(self._program.model, rows=rows, slots=slots)
             self._chunks[rows] = [
-                self._chunk(slice(begin, min(begin + size, slots)), rows)
+                self._chunk(slice(begin, min(begin + size, slots)), rows, size)
                 for begin in range(0, slots, size)
             ]
         return self._chunks[rows]
 
-    def _chunk(self, some: slice, rows: int) -> _Chunk:
+    def _chunk(self, some: slice, rows: int, size: int) -> _Chunk:
         views = self._program.weights.views(self._program.weights.flat[some])
         gradients = self._program.weights.views(self._found[some])
         slots = some.stop - some.start
 
-        def buffer(name: str, index: int, *shape: int) -> Tensor:  # chunks of equal size share
-            key = name, index, slots, *shape
+        def buffer(name: str, index: int, *shape: int) -> Tensor:  # which all chunks share
+            key = name, index, size, *shape
             if key not in self._buffers:
-                self._buffers[key] = self._found.new_empty((slots, *shape))
-            return self._buffers[key]
+                self._buffers[key] = self._found.new_empty((size, *shape))
+            return self._buffers[key][:slots]
 
         layers = []
         for index, (weight, bias) in enumerate(self._names):
@@ -190,6 +188,13 @@ class StackEngine(Engine):
                 )
             )
         return _Chunk(some=some, layers=layers)
+
+
+def members_at_once(model: nn.Module, *, rows: int, slots: int) -> int:
+    """Return how many members of a stack have their activations in the cache together."""
+    widest = max(layer.out_features for layer in model.modules() if isinstance(layer, nn.Linear))
+    size = max(16, _CHUNK // (widest * rows))
+    return math.ceil(slots / math.ceil(slots / size))  # all about the same
 
 
 @dataclass(frozen=True, kw_only=True)

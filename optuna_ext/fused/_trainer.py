@@ -8,14 +8,15 @@ from functools import partial
 from typing import Any
 
 import optuna
-from optuna.study import StudyDirection
 from optuna.trial import Trial
 import torch
 
 from optuna_ext._logs import get_logger
+from optuna_ext.checkpoints import CheckpointStore
 from optuna_ext.fused._devices import is_out_of_memory
 from optuna_ext.fused._devices import release_memory
 from optuna_ext.fused._devices import resolve_device
+from optuna_ext.fused._elsewhere import Elsewhere
 from optuna_ext.fused._group import Group
 from optuna_ext.fused._group import Settings
 from optuna_ext.fused._memory import Footprint
@@ -25,15 +26,12 @@ from optuna_ext.fused._parents import Parents
 from optuna_ext.fused._parents import States
 from optuna_ext.fused._problem import folds_on
 from optuna_ext.fused._problem import is_rowwise
-from optuna_ext.fused._problem import last_epoch
-from optuna_ext.fused._problem import member_of
 from optuna_ext.fused._problem import metrics_of
-from optuna_ext.fused._problem import n_parameters
-from optuna_ext.fused._problem import number_of
 from optuna_ext.fused._problem import Problem
 from optuna_ext.fused._signature import signature
 from optuna_ext.fused._training import Result
 from optuna_ext.fused._training import Training
+from optuna_ext.fused._training import training_of
 from optuna_ext.lineage import resumed_from
 from optuna_ext.samplers import _host
 
@@ -70,6 +68,8 @@ class Trainer:
             Whether to ``torch.compile`` the step, which pays off in long studies.
         catch:
             Exceptions of the problem's functions that fail a trial and do not come through.
+        store:
+            Where parents are read from that were trained one by one: see ``optimize``.
 
     Raises:
         ValueError: If ``slots`` is below 1 or this machine has no such device.
@@ -109,6 +109,7 @@ class Trainer:
         amp: bool = False,
         compile: bool = False,
         catch: tuple[type[Exception], ...] = (),
+        store: CheckpointStore | None = None,
     ) -> None:
         if slots < 1:
             raise ValueError(f"slots must be at least 1, but it is {slots}.")
@@ -131,6 +132,7 @@ class Trainer:
         self._trainings: dict[int, Training] = {}  # by number
         self._queue: list[Training] = []  # of them, without a slot
         self._parents = Parents()
+        self._elsewhere = Elsewhere(store, problem, folds=len(self._folds), device=self.device)
         self.footprint = Footprint(self._folds, loss=problem.loss, amp=amp)
         """Predicts the memory of a slot."""
         self._orders = torch.Generator(self.device)
@@ -188,28 +190,18 @@ class Trainer:
         return results
 
     def _begin(self, trial: Trial, *, is_known: bool = False) -> Training:
-        problem = self._problem
-        hyperparameters = problem.suggest(trial)
-        seed = problem.seed(trial) if callable(problem.seed) else problem.seed
-        build = partial(member_of, problem, hyperparameters, seed)
-        members = [build() for _ in self._folds]
+        hyperparameters = self._problem.suggest(trial)
         stored = _host.stored(trial)
-        origin = resumed_from(stored) if is_known else self._parents.origin_of(trial, stored)
-        parent, start = origin or (None, 0)
-        training = Training(
-            trial=trial,
-            build=build,
-            members=members,
-            epochs=last_epoch(problem, hyperparameters, start=start),
-            passes=number_of(problem.passes, hyperparameters),
-            rows=[len(fold.train[0]) for fold in self._folds],
-            candidates=problem.best_of,
-            maximize=trial.study.direction == StudyDirection.MAXIMIZE,
-            device=str(self.device),
-            n_parameters=stored.user_attrs.get("n_parameters", n_parameters(members[0])),
-            more_notes=problem.notes,
+        read = partial(self._elsewhere.read, trial, hyperparameters)
+        origin = resumed_from(stored) if is_known else self._parents.origin_of(trial, stored, read)
+        training = training_of(
+            self._problem,
+            trial,
+            hyperparameters,
             noted=stored.user_attrs,
-            parent=parent,
+            origin=origin,
+            rows=[len(fold.train[0]) for fold in self._folds],
+            device=self.device,
         )
         self._parents.begin(training, is_known=is_known)
         self._trainings[trial.number] = training

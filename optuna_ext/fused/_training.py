@@ -5,13 +5,21 @@ from collections.abc import Mapping
 from collections.abc import Sequence
 from dataclasses import dataclass
 from dataclasses import field
+from functools import partial
 import math
 import time
 from typing import Any
 
+from optuna.study import StudyDirection
 from optuna.trial import Trial
+import torch
 
 from optuna_ext.fused._member import Member
+from optuna_ext.fused._problem import last_epoch
+from optuna_ext.fused._problem import member_of
+from optuna_ext.fused._problem import n_parameters
+from optuna_ext.fused._problem import passes_of
+from optuna_ext.fused._problem import Problem
 
 
 _PROGRESS = ("epoch", "value", "notes")
@@ -23,7 +31,7 @@ class Training:
 
     Args:
         trial: The trial.
-        build: Makes what it trains.
+        build: Makes the ``members``.
         members: What it trains, a network per fold.
         epochs: The epoch that is to be the last; epochs count from the birth of the weights.
         passes: How often an epoch goes through the rows.
@@ -41,7 +49,7 @@ class Training:
     """
 
     trial: Trial
-    build: Callable[[], Member]
+    build: Callable[[], list[Member]]
     members: list[Member]
     epochs: int
     passes: int
@@ -61,8 +69,7 @@ class Training:
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """The shapes of its weights."""
-        state = self.members[0].model.state_dict()
-        return {name: tuple(tensor.shape) for name, tensor in state.items()}
+        return shapes_of(self.members[0])
 
     @property
     def steps_per_epoch(self) -> int:
@@ -73,7 +80,7 @@ class Training:
     def restart(self) -> None:
         """Begin again."""
         self.epoch, self.value, self.notes = 0, None, {}
-        self.members = [self.build() for _ in self.members]
+        self.members = self.build()
 
     @property
     def is_over(self) -> bool:
@@ -122,6 +129,61 @@ class Training:
         """Put it to where :meth:`state` has found it, or its parent."""
         for name in _PROGRESS:
             setattr(self, name, state[name])
+
+
+def shapes_of(member: Member) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of a network's weights, by name."""
+    state = member.model.state_dict()
+    return {name: tuple(tensor.shape) for name, tensor in state.items()}
+
+
+def members_of(
+    problem: Problem, trial: Trial, hyperparameters: Any, *, folds: int
+) -> list[Member]:
+    """Make what a trial trains, a network per fold."""
+    seed = problem.seed(trial) if callable(problem.seed) else problem.seed
+    return [member_of(problem, hyperparameters, seed) for _ in range(folds)]
+
+
+def training_of(
+    problem: Problem,
+    trial: Trial,
+    hyperparameters: Any,
+    *,
+    noted: Mapping[str, Any],
+    origin: tuple[int, int] | None,
+    rows: Sequence[int],
+    device: torch.device,
+) -> Training:
+    """Make what a trial trains, with a network per fold.
+
+    Args:
+        problem: The problem.
+        trial: The trial.
+        hyperparameters: What it has decided.
+        noted: Its user attributes.
+        origin: From which trial it goes on, and after which epoch.
+        rows: How many rows each fold has to train on.
+        device: Where.
+    """
+    build = partial(members_of, problem, trial, hyperparameters, folds=len(rows))
+    members = build()
+    parent, start = origin or (None, 0)
+    return Training(
+        trial=trial,
+        build=build,
+        members=members,
+        epochs=last_epoch(problem, hyperparameters, start=start),
+        passes=passes_of(problem, hyperparameters),
+        rows=rows,
+        candidates=problem.best_of,
+        maximize=trial.study.direction == StudyDirection.MAXIMIZE,
+        device=str(device),
+        n_parameters=noted.get("n_parameters", n_parameters(members[0])),
+        more_notes=problem.notes,
+        noted=noted,
+        parent=parent,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

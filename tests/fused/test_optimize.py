@@ -265,11 +265,11 @@ class TestArguments:
         [
             ({"optimizer": "lion"}, "optimizer must be a function or one of .* but it is 'lion'"),
             ({"order": "none"}, "order must be 'own' or 'shared', but it is 'none'"),
-            ({"epochs": 0}, "epochs must be at least 1, but it is 0"),
-            ({"batch_size": 0}, "batch_size must be at least 1, but it is 0"),
-            ({"interval": 0}, "interval must be at least 1, but it is 0"),
+            ({"epochs": 0}, "`epochs` must be at least 1, but got 0"),
+            ({"batch_size": 0}, "`batch_size` must be at least 1, but got 0"),
+            ({"interval": 0}, "`interval` must be at least 1, but got 0"),
             ({"interval": 1, "best_of": [1]}, "interval must be None where the best"),
-            ({"passes": 0}, "passes must be at least 1, but it is 0"),
+            ({"passes": 0}, "`passes` must be at least 1, but got 0"),
             ({"best_of": [3, 1]}, r"best_of must be epochs .* but it is \[3, 1\]"),
             ({"best_of": []}, r"best_of must be epochs .* but it is \[\]"),
             ({"valid": [(torch.zeros(3, 2), torch.zeros(3))] * 2}, "must be lists of one length"),
@@ -278,6 +278,23 @@ class TestArguments:
     def test_of_problems(self, toy: Any, changes: dict[str, Any], message: str) -> None:
         with pytest.raises(ValueError, match=message):
             toy.problem(**changes)
+
+    @pytest.mark.parametrize(
+        ("changes", "message"),
+        [
+            ({"epochs": 2.5}, "`epochs` must be an integer, but got 2.5"),
+            ({"train": ([0.0], [1])}, "train must be a tuple of two tensors, .* but it is tuple"),
+            ({"valid": None}, "valid must be a tuple of two tensors, .* but it is NoneType"),
+        ],
+    )
+    def test_of_wrong_types(self, toy: Any, changes: dict[str, Any], message: str) -> None:
+        with pytest.raises(TypeError, match=message):
+            toy.problem(**changes)
+
+    @pytest.mark.parametrize("name", ["epochs", "passes"])
+    def test_of_one_trial(self, toy: Any, name: str) -> None:
+        with pytest.raises(ValueError, match=f"`{name}` must be at least 1, but got 0"):
+            toy.run(1, toy.problem(**{name: lambda _: 0}))
 
     @pytest.mark.parametrize(
         ("settings", "message"),

@@ -107,6 +107,16 @@ def test_one_program_trains_the_whole_population(capsys: pytest.CaptureFixture[s
     assert not Path("runs/digits-pbt-checkpoints").exists()
 
 
+def test_one_program_goes_on_with_who_was_trained_one_by_one() -> None:
+    flags = [*SMALL, "--no-figure"]
+    assert pbt.main([*flags, "--generations", "1"]) == 0
+    assert pbt.main([*flags, "--generations", "2", "--fused"]) == 0
+    heirs = load().trials[3:]
+    assert [list(trial.intermediate_values) for trial in heirs] == [[2]] * 3
+    for trial in heirs:
+        assert trial.user_attrs["resumed"] == {"trial": trial.user_attrs["parent"], "step": 1}
+
+
 def test_workers_train_the_same_population() -> None:
     flags = [*SMALL, "--generations", "3", "--no-figure"]
     assert pbt.main([*flags, "--study", "one"]) == 0
