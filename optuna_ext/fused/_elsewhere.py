@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 from typing import Any
 
 from optuna.trial import FrozenTrial
 from optuna.trial import Trial
 import torch
 
+from optuna_ext._logs import get_logger
 from optuna_ext.checkpoints import CheckpointError
 from optuna_ext.checkpoints import CheckpointStore
 from optuna_ext.fused._member import Member
@@ -19,7 +19,7 @@ from optuna_ext.fused._training import shapes_of
 from optuna_ext.lineage import Checkpoint
 
 
-_logger = logging.getLogger(__name__)
+_logger = get_logger(__name__)
 
 
 class Elsewhere:
