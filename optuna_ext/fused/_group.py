@@ -23,6 +23,7 @@ from optuna_ext.fused._training import Training
 
 
 _ROOMY = 2  # times the slots in use, from which on a population is made anew
+_OUTGROWN = 2  # times the slots for which an engine was chosen, from which on it is chosen anew
 
 Metrics = Mapping[str, Callable[..., Tensor]]
 
@@ -57,6 +58,7 @@ class Group:
         self._passes = passes
         self._engine = settings.engine
         self._reason = ""
+        self._chosen_for = 0  # slots
         self.slots: list[Training | None] = []
         self._ended: dict[int, int] = {}  # slots of trials that have ended, by number
         self.populations: list[Population] = []
@@ -68,7 +70,7 @@ class Group:
 
     @property
     def reason(self) -> str:
-        """Why the engine was chosen, as the first populations found."""
+        """Why the engine was chosen, as those populations found that chose it."""
         return self._reason or self.populations[0].reason
 
     def slot_of(self, training: Training) -> int:
@@ -160,9 +162,11 @@ class Group:
 
     def _resize(self, n: int, template: Sequence[Member]) -> None:
         """Make new populations with room for ``n`` and move the trials there."""
-        if self.populations:
+        if self.populations and n < _OUTGROWN * self._chosen_for:
             # Is not chosen again, and why it was stays true.
             self._engine, self._reason = self.populations[0].engine, self.reason
+        else:  # what is best for two members may not be for sixteen
+            self._engine, self._reason, self._chosen_for = self._settings.engine, "", n
         before = [(training, self.state_of(slot)) for slot, training in self.active.items()]
         self.populations = []  # frees their memory first
         s = self._settings

@@ -197,16 +197,20 @@ class TestTrials:
         assert ended[0] is not None
         assert begun[8] < ended[0]  # the ninth began before the first had ended
 
-    def test_why_an_engine_was_chosen_outlasts_growth(self, toy: Any) -> None:
-        trainer = fused.Trainer(toy.problem(), slots=8)
+    def test_an_engine_is_chosen_anew_once_a_group_has_doubled(self, toy: Any) -> None:
+        trainer = fused.Trainer(toy.problem(), slots=16)
         study = toy.new_study()
         point = {"units": 5, "lr": 0.1, "momentum": 0.5, "batch_size": 50}
-        for n in (1, 7):  # which need more room than the first one
+        reasons = []
+        for n in (2, 1, 5):  # each time there is not enough room
             for _ in range(n):
                 study.enqueue_trial(point)
             trainer.add([study.ask() for _ in range(n)])
             trainer.step()
-        assert "asked for" not in "".join(trainer.engines.values())
+            (reason,) = trainer.engines.values()
+            reasons.append(reason)
+        assert reasons[0] == reasons[1] != reasons[2]
+        assert not [reason for reason in reasons if "asked for" in reason]
 
     def test_reports_come_before_decisions(self, toy: Any) -> None:
         seen: list[int] = []
