@@ -14,7 +14,11 @@ Checkpoints = CheckpointStore | str | os.PathLike[str] | None
 
 def open_checkpoints(place: CheckpointStore | str | os.PathLike[str]) -> CheckpointStore:
     """Return the store at a place: within a process always the same one, which knows its files."""
-    return place if isinstance(place, CheckpointStore) else _open(os.fspath(place))
+    if isinstance(place, CheckpointStore):
+        return place
+    place = os.fspath(place)
+    is_elsewhere = place == ":memory:" or "://" in place
+    return _open(place if is_elsewhere else os.path.abspath(place))  # wherever one is next time
 
 
 @functools.cache

@@ -18,7 +18,6 @@ from optuna.distributions import CategoricalDistribution
 from optuna.distributions import FloatDistribution
 from optuna.trial import BaseTrial
 
-from objectives.checkpoints import make_artifacts
 from objectives.space import suggest
 
 
@@ -112,6 +111,7 @@ def objective(
         ValueError: If there is no such ``data``, ``net`` or ``device``.
         NotADirectoryError: If ``artifacts`` cannot be a directory.
     """
+    from objectives.checkpoints import make_artifacts
     from objectives.training import fit
 
     if artifacts is not None:

@@ -32,12 +32,14 @@ Plain = Callable[[Path], AbstractContextManager[Study]]
 
 @pytest.fixture(autouse=True, scope="session")
 def interruptible() -> None:
-    """Let Ctrl-C reach the programs that tests start, also where a shell has switched it off.
+    """Let signals reach the programs that tests start, also where they have been switched off.
 
-    A shell starts what runs in the background with SIGINT ignored, which children inherit.
+    A shell starts what runs in the background with SIGINT ignored, and ``nohup`` whatever it runs
+    with SIGHUP ignored; children inherit both.
     """
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(params=["cpu", "cuda"])

@@ -110,6 +110,7 @@ def test_mentioned(
     subcommand = [word for word in words[:1] if not word.startswith("-")]
     monkeypatch.setattr(sys, "argv", [module, *subcommand, "--help"])
     monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.delitem(sys.modules, module, raising=False)  # to be run anew
     with pytest.raises(SystemExit) as end:
         runpy.run_module(module, run_name="__main__")
     assert end.value.code == 0

@@ -278,8 +278,15 @@ def test_a_place_that_cannot_be_is_noticed_before_anything_else(tmp_path: Path) 
         digits.objective(FixedTrial({}), checkpoints=tmp_path / "file")
 
 
-def test_one_store_per_place(tmp_path: Path) -> None:
+def test_one_store_per_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It knows when it last deleted what is useless, and in memory it is the place itself."""
+    stores = []
+    for name in ("one", "other"):
+        (tmp_path / name).mkdir()
+        monkeypatch.chdir(tmp_path / name)
+        stores.append(open_checkpoints("here"))
+    assert stores[0] is not stores[1]
+    assert stores[1] is open_checkpoints(tmp_path / "other" / "here")
     assert open_checkpoints(tmp_path) is open_checkpoints(str(tmp_path))
     assert open_checkpoints(":memory:") is open_checkpoints(":memory:")
     store = CheckpointStore(tmp_path)
