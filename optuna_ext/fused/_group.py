@@ -162,9 +162,10 @@ class Group:
 
     def _resize(self, n: int, template: Sequence[Member]) -> None:
         """Make new populations with room for ``n`` and move the trials there."""
-        if self.populations and n < _OUTGROWN * self._chosen_for:
+        chosen = self.populations[0].engine if self.populations else self._settings.engine
+        if chosen != self._settings.engine and n < _OUTGROWN * self._chosen_for:
             # Is not chosen again, and why it was stays true.
-            self._engine, self._reason = self.populations[0].engine, self.reason
+            self._engine, self._reason = chosen, self.reason
         else:  # what is best for two members may not be for sixteen
             self._engine, self._reason, self._chosen_for = self._settings.engine, "", n
         before = [(training, self.state_of(slot)) for slot, training in self.active.items()]

@@ -212,6 +212,20 @@ class TestTrials:
         assert reasons[0] == reasons[1] != reasons[2]
         assert not [reason for reason in reasons if "asked for" in reason]
 
+    def test_why_an_engine_was_chosen_is_known_after_growth_before_the_first_step(
+        self, toy: Any
+    ) -> None:
+        trainer = fused.Trainer(toy.problem(), slots=16)
+        study = toy.new_study()
+        point = {"units": 5, "lr": 0.1, "momentum": 0.5, "batch_size": 50}
+        for n in (4, 2):  # the first of which leave not enough room
+            for _ in range(n):
+                study.enqueue_trial(point)
+            trainer.add([study.ask() for _ in range(n)])
+        trainer.step()
+        (reason,) = trainer.engines.values()
+        assert "per member and step" in reason
+
     def test_reports_come_before_decisions(self, toy: Any) -> None:
         seen: list[int] = []
 
