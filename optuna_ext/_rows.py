@@ -45,7 +45,7 @@ _TABLES = {
 }
 _Key = tuple[int, str | int]  # a trial's id and what tells its rows of one table apart
 
-_AT_ONCE = 500  # trials named in one statement: databases limit the number of variables
+AT_ONCE = 500  # trials named in one statement: databases limit the number of variables
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,7 +177,11 @@ class Writer:
             first: int = connection.execute(
                 select(func.count()).select_from(trials).where(mine)
             ).scalar_one()
-            row = {"study_id": study_id, "state": TrialState.RUNNING, "datetime_start": _utc(now)}
+            row = {
+                "study_id": study_id,
+                "state": TrialState.RUNNING,
+                "datetime_start": to_utc(now),
+            }
             numbers = range(first, first + n)
             connection.execute(
                 self._inserts["trials"], [{**row, "number": number} for number in numbers]
@@ -259,8 +263,8 @@ class Writer:
     def _running(self, connection: Connection, ids: Sequence[int]) -> set[int]:
         """Return which of the trials still run, and keep others from ending them."""
         running: set[int] = set()
-        for start in range(0, len(ids), _AT_ONCE):
-            some = {"ids": ids[start : start + _AT_ONCE]}
+        for start in range(0, len(ids), AT_ONCE):
+            some = {"ids": ids[start : start + AT_ONCE]}
             running.update(connection.execute(self._select_running, some).scalars())
         return running
 
@@ -272,7 +276,7 @@ class Writer:
                 connection.execute(table.delete().where(table.c.trial_id == trial_id, same))
         for name, rows in pending.rows.items():
             columns = _TABLES[name].split()[1:]  # after the row's own id, which is counted up
-            encode = _encoder(name)
+            encode = encoder(name)
             entries = [
                 dict(zip(columns, (*key, *encode(*row)), strict=True))
                 for key, row in rows.items()
@@ -281,7 +285,7 @@ class Writer:
             if entries:
                 connection.execute(self._inserts[name], entries)
         ends = [
-            {"id": trial_id, "end": end.state, "at": _utc(end.at)}
+            {"id": trial_id, "end": end.state, "at": to_utc(end.at)}
             for trial_id, end in pending.ends.items()
             if trial_id in running
         ]
@@ -297,9 +301,9 @@ def _tables() -> dict[str, Table]:
     return {**_models().BaseModel.metadata.tables}
 
 
-def _encoder(table: str) -> Callable[..., Sequence[object]]:
+def encoder(table: str) -> Callable[..., Sequence[Any]]:
     """Return what makes columns of a number that may be infinite or NaN."""
-    encode: Callable[..., Sequence[object]]
+    encode: Callable[..., Sequence[Any]]
     if table == "trial_intermediate_values":
         encode = _models().TrialIntermediateValueModel.intermediate_value_to_stored_repr
     elif table == "trial_values":
@@ -313,5 +317,6 @@ def _as_they_are(*columns: object) -> Sequence[object]:
     return columns
 
 
-def _utc(local: datetime) -> datetime:
+def to_utc(local: datetime) -> datetime:
+    """Return a moment as the tables have it."""
     return local.astimezone(UTC).replace(tzinfo=None)

@@ -31,10 +31,12 @@ from optuna.trial import FrozenTrial
 from optuna.trial import TrialState
 
 from optuna_ext._memory import running_trial
+from optuna_ext._rows import AT_ONCE
+from optuna_ext._rows import encoder
+from optuna_ext._rows import to_utc
 
 
 _INFINITE = {"INF_POS": math.inf, "INF_NEG": -math.inf, "NAN": math.nan}  # not SQL's numbers
-_AT_ONCE = 500  # trials named in one statement: its length is limited
 
 _distribution = functools.lru_cache(maxsize=1024)(json_to_distribution)  # most trials share them
 
@@ -117,7 +119,7 @@ class SQLiteStorage(RDBStorage):
                 "VALUES (?, ?, ?, ?) ON CONFLICT (trial_id, step) DO UPDATE "
                 "SET intermediate_value = excluded.intermediate_value, "
                 "intermediate_value_type = excluded.intermediate_value_type",
-                (trial_id, step, *_to_columns(intermediate_value)),
+                (trial_id, step, *_to_columns("trial_intermediate_values", intermediate_value)),
             )
 
     def set_trial_user_attr(self, trial_id: int, key: str, value: Any) -> None:
@@ -147,7 +149,10 @@ class SQLiteStorage(RDBStorage):
                 "INSERT INTO trial_values (trial_id, objective, value, value_type) "
                 "VALUES (?, ?, ?, ?) ON CONFLICT (trial_id, objective) DO UPDATE "
                 "SET value = excluded.value, value_type = excluded.value_type",
-                [(trial_id, i, *_to_columns(value)) for i, value in enumerate(values or ())],
+                [
+                    (trial_id, i, *_to_columns("trial_values", value))
+                    for i, value in enumerate(values or ())
+                ],
             )
             query = "UPDATE trials SET state = ? WHERE trial_id = ?"
             cursor.execute(query, (state.name, trial_id))
@@ -236,8 +241,8 @@ def _trials(cursor: sqlite3.Cursor, condition: str, *values: object) -> list[Fro
         trial.state, trial.datetime_complete = TrialState[state], _to_local(complete)
         found[trial_id] = trial
     ids = [*found]
-    for start in range(0, len(ids), _AT_ONCE):
-        _fill(cursor, found, ids[start : start + _AT_ONCE])
+    for start in range(0, len(ids), AT_ONCE):
+        _fill(cursor, found, ids[start : start + AT_ONCE])
     return [*found.values()]
 
 
@@ -271,15 +276,13 @@ def _fill(cursor: sqlite3.Cursor, found: dict[int, FrozenTrial], ids: Sequence[i
         found[trial_id].system_attrs[key] = json.loads(text)
 
 
-def _to_columns(number: float) -> tuple[float | None, str]:
-    for name, other in _INFINITE.items():
-        if number == other or (math.isnan(number) and math.isnan(other)):
-            return None, name
-    return number, "FINITE"
+def _to_columns(table: str, number: float) -> tuple[float | None, str]:
+    stored, kind = encoder(table)(number)
+    return stored, kind.name
 
 
 def _to_utc(local: datetime) -> str:
-    return local.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S.%f")
+    return to_utc(local).isoformat(" ", "microseconds")
 
 
 def _to_local(utc: str | None) -> datetime | None:

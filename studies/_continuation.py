@@ -14,7 +14,7 @@ import typer
 from studies._errors import mistakes_in_a_sentence
 from studies._errors import unknown
 from studies._errors import UserError
-from studies._job import file_beside
+from studies._job import checkpoints_beside
 from studies._objective import find_objective
 from studies._objective import Objective
 from studies._options import Options
@@ -84,7 +84,7 @@ def make_continuation_plan(
         study = f"{study_name(objective, arguments)}-{method}"
     options = replace(options, storage=storage, study=study)
     if keeps_checkpoints and not options.checkpoints:
-        place = file_beside(storage, f"{study}-checkpoints")
+        place = checkpoints_beside(storage, study)
         options = replace(options, checkpoints=str(place))
     plan = make_plan(
         options,

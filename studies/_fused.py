@@ -22,6 +22,7 @@ from studies._command import run_plan
 from studies._errors import mistakes_in_a_sentence
 from studies._errors import UserError
 from studies._interrupt import Interrupt
+from studies._job import checkpoints_beside
 from studies._job import connect
 from studies._job import file_beside
 from studies._job import Job
@@ -175,5 +176,5 @@ def _store(job: Job) -> CheckpointStore | None:
     """Open what the same study has kept without --fused, at the place where it does by default."""
     from optuna_ext import CheckpointStore
 
-    place = file_beside(job.storage, f"{job.study}-checkpoints")
+    place = checkpoints_beside(job.storage, job.study)
     return CheckpointStore(place) if place.is_dir() else None

@@ -164,6 +164,15 @@ def storage_file(storage: str) -> Path | None:
     return Path(target).expanduser() if kind in ("sqlite", "journal") else None
 
 
+def checkpoints_beside(storage: str, study: str) -> Path:
+    """Return where a study keeps the checkpoints of its trials by default.
+
+    Raises:
+        UserError: If it is not a storage that outlives the process.
+    """
+    return file_beside(storage, f"{study}-checkpoints")
+
+
 def file_beside(storage: str, name: str) -> Path:
     """Return where a file of this name lies beside the storage, or in ``runs`` for a server.
 

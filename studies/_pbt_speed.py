@@ -14,7 +14,6 @@ from collections.abc import Sequence
 import copy
 from dataclasses import dataclass
 import functools
-import importlib.util
 import logging
 import os
 from pathlib import Path
@@ -244,11 +243,6 @@ def _study(
     )
     accuracy = max(t.value or 0.0 for t in study.trials[-setting.members :])
     return lambda name, seed: clock.timing(name, seed, accuracy)
-
-
-def has_ray() -> bool:
-    """Return whether Ray Tune is installed."""
-    return importlib.util.find_spec("ray") is not None
 
 
 def ray_tune(setting: Setting, seed: int) -> Timing:

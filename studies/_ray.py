@@ -13,13 +13,18 @@ from studies._interrupt import Interrupt
 from studies._job import Job
 
 
+def has_ray() -> bool:
+    """Return whether Ray is installed."""
+    return find_spec("ray") is not None
+
+
 def check_ray() -> None:
     """Refuse what needs Ray where it is not installed.
 
     Raises:
         UserError: If that is so.
     """
-    if find_spec("ray") is None:
+    if not has_ray():
         raise UserError("--ray needs ray: pip install 'optuna-ext[ray]'")
 
 

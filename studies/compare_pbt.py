@@ -45,10 +45,10 @@ from studies._pbt_quality import Outcome
 from studies._pbt_quality import run_all
 from studies._pbt_quality import STEPS
 from studies._pbt_speed import CONTESTANTS
-from studies._pbt_speed import has_ray
 from studies._pbt_speed import run_all as race
 from studies._pbt_speed import Setting
 from studies._pbt_speed import Timing
+from studies._ray import has_ray
 
 
 app = typer.Typer(add_completion=False, cls=SentenceGroup)

@@ -107,7 +107,7 @@ def test_values_and_attributes_change_but_parameters_do_not(
 def test_more_trials_than_one_statement_names(
     tmp_path: Path, disposed: Disposed, new_study: NewStudy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("optuna_ext._sqlite._AT_ONCE", 3)
+    monkeypatch.setattr("optuna_ext._sqlite.AT_ONCE", 3)
     with disposed(sqlite(tmp_path / "study.db")) as storage:
         study = new_study(storage)
         study.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=10)
