@@ -31,6 +31,8 @@ from torch.func import grad_and_value
 from torch.func import vmap
 
 from optuna_ext.fused._feed import Batch
+from optuna_ext.fused._graphs import RECORDERS
+from optuna_ext.fused._graphs import Recordings
 from optuna_ext.fused._losses import mean_loss
 from optuna_ext.fused._optimizers import Optimizers
 from optuna_ext.fused._rewritten import Rewritten
@@ -65,6 +67,8 @@ class Program:
             Makes the context of a forward.
         compile:
             Whether to compile.
+        tolerance:
+            How far results may differ, as a share of the largest number.
     """
 
     model: nn.Module
@@ -77,6 +81,7 @@ class Program:
     steps: Tensor
     autocast: Callable[[], AbstractContextManager[Any]]
     compile: bool
+    tolerance: float
 
     @property
     def taken(self) -> list[int]:
@@ -86,6 +91,10 @@ class Program:
     def matrices(self) -> list[Tensor]:
         """Everything that a step changes, a row per slot."""
         return [self.weights.flat, *self.weights.buffers.values(), *self.optimizers.matrices()]
+
+    def tensors(self) -> list[Tensor]:
+        """Everything that a step reads or changes, but for the rows."""
+        return [*self.matrices(), *self.hyper.values(), *self.optimizers.coefficients()]
 
     def compact(self, keep: Sequence[int]) -> None:
         """Keep these slots only."""
@@ -105,6 +114,18 @@ class Engine:
 
     def __init__(self, program: Program) -> None:
         self._program = program
+        flat = program.weights.flat
+        self._total = flat.new_zeros(len(flat))  # of the losses
+        self._recordings: Recordings | None = None
+        if flat.device.type in RECORDERS and not program.compile:
+            self._recordings = Recordings(
+                flat.device, model=program.model, loss=program.loss, tolerance=program.tolerance
+            )
+
+    @property
+    def note(self) -> str:
+        """A sentence on whether steps are recorded, or nothing."""
+        return self._recordings.note if self._recordings else ""
 
     def gradients(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Compute the losses ``(slots,)`` and the gradients ``(slots, P)`` of what is trained."""
@@ -117,20 +138,43 @@ class Engine:
             The sums of the losses ``(slots,)``; anything in free slots.
         """
         p = self._program
-        total = p.weights.flat.new_zeros(len(p.models))
+        self._total.zero_()
         taken = self._mask(p.taken)
+        state = [*p.matrices(), self._total]
+        if self._recordings:
+            self._recordings.begin([*p.tensors(), self._total])
         for batch in batches:
-            with _kept(p, batch.idle):
-                losses, gradients = self.gradients(batch)
-                p.optimizers.step(gradients)
-            if batch.idle:
-                idle = self._mask(batch.idle)
-                losses = losses.masked_fill(idle.to(losses.device), 0)
-                p.steps += taken & ~idle
+            if self._recordings:
+                self._recordings.take(self._step, batch, state)
             else:
-                p.steps += taken
-            total += losses
-        return total
+                self._step(batch)
+            p.steps += taken & ~self._mask(batch.idle) if batch.idle else taken
+        return self._total.clone()
+
+    def _step(self, batch: Batch) -> None:
+        """Take a step on the device, of which Python keeps no account."""
+        p = self._program
+        with self._kept(batch):
+            losses, gradients = self.gradients(batch)
+            p.optimizers.step(gradients)
+        self._total += losses.masked_fill(batch.ended, 0) if batch.idle else losses
+
+    @contextmanager
+    def _kept(self, batch: Batch) -> Iterator[None]:
+        """Put idle slots back in the end."""
+        matrices = self._program.matrices() if batch.idle else []
+        if self._recordings is None:
+            idle = torch.tensor(batch.idle, device=self._total.device, dtype=torch.long)
+            saved = [matrix[idle] for matrix in matrices]
+            yield
+            for matrix, rows in zip(matrices, saved, strict=True):
+                matrix[idle] = rows
+        else:  # is more to copy, but which slots they are need not be known
+            saved = [matrix.clone() for matrix in matrices]
+            yield
+            for matrix, rows in zip(matrices, saved, strict=True):
+                ended = batch.ended.view(-1, *[1] * (matrix.dim() - 1))
+                matrix.copy_(torch.where(ended, rows, matrix))
 
     def _mask(self, slots: Sequence[int]) -> Tensor:
         mask = torch.zeros(len(self._program.models), dtype=torch.bool)
@@ -145,7 +189,9 @@ class Engine:
         """Drop what is known of a member that has changed."""
 
     def close(self) -> None:
-        """Let go of the members' own modules."""
+        """Let go of the members' own modules, and of recordings."""
+        if self._recordings:
+            self._recordings.clear()
 
 
 class VmapEngine(Engine):
@@ -155,11 +201,11 @@ class VmapEngine(Engine):
 
     def __init__(self, program: Program) -> None:
         super().__init__(program)
-        self._losses = self._eager
+        self._compiled: Callable[..., tuple[Tensor, Tensors]] | None = None
         if program.compile:
             # What the compiler knows hangs on the code object, of which it allows few versions.
             own = types.FunctionType(VmapEngine._eager.__code__.replace(), globals())
-            self._losses = torch.compile(types.MethodType(own, self), dynamic=False)
+            self._compiled = torch.compile(types.MethodType(own, self), dynamic=False)
 
     def gradients(self, batch: Batch) -> tuple[Tensor, Tensor]:
         p = self._program
@@ -167,7 +213,7 @@ class VmapEngine(Engine):
         views = {name: view.detach() for name, view in p.weights.views(p.weights.flat).items()}
         leaves = [views[name].requires_grad_() for name in p.weights.trained]
         with _quiet(), p.autocast():
-            losses, buffers = self._losses(views, batch)
+            losses, buffers = (self._compiled or self._eager)(views, batch)
             total = losses.sum()
         gradients = torch.autograd.grad(total, leaves, allow_unused=True)
         _put_back(p.weights, buffers)
@@ -246,17 +292,6 @@ class GradEngine(VmapEngine):
                 for slot in range(len(p.models))
             ]
         return torch.stack(found)
-
-
-@contextmanager
-def _kept(program: Program, slots: Sequence[int]) -> Iterator[None]:
-    """Put these slots back in the end."""
-    matrices = program.matrices() if slots else []
-    rows = torch.tensor(slots, device=program.weights.flat.device, dtype=torch.long)
-    saved = [matrix[rows] for matrix in matrices]
-    yield
-    for matrix, values in zip(matrices, saved, strict=True):
-        matrix[rows] = values
 
 
 @contextmanager

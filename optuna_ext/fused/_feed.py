@@ -41,6 +41,13 @@ class Batch:
         return self.rows is None or self.rows.dim() == 1
 
     @property
+    def ended(self) -> Tensor:
+        """Where no row is left ``(slots,)``: in idle slots, and in any that are free."""
+        if self.live is None:
+            raise ValueError("live must say which rows are left, but it is None.")
+        return ~self.live[:, 0]
+
+    @property
     def x(self) -> Tensor:
         """The inputs ``(slots, rows, ...)``, or ``(rows, ...)`` if they are shared."""
         return self.inputs if self.rows is None else take(self.inputs, self.rows)

@@ -87,6 +87,7 @@ class LoopEngine(Engine):
             self._bound.pop(slot).detach()
 
     def close(self) -> None:
+        super().close()
         for slot in [*self._bound]:
             self.forget(slot)
 

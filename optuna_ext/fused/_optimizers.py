@@ -88,11 +88,12 @@ class Optimizers:
         self._steps = torch.zeros(slots, len(rule.sizes), device=weights.flat.device)
         self.state: dict[str, Tensor] = {}
         self._coefficients: list[dict[str, Tensor]] = []
+        self._is_stale = True  # what they are
 
     def admit(self, slot: int, optimizer: Optimizer, *, learned: bool = True) -> None:
         """Take over the parameter groups of an optimizer, and start it, or go on."""
         self._groups[slot] = groups = copy.deepcopy(optimizer.state_dict()["param_groups"])
-        self._coefficients = []
+        self._is_stale = True
         if self.rule.kind is not SGD or any(group["momentum"] for group in groups):
             self._allocate()
         if learned:
@@ -107,13 +108,13 @@ class Optimizers:
     def release(self, slot: int) -> None:
         """Forget an optimizer."""
         self._groups[slot] = None
-        self._coefficients = []
+        self._is_stale = True
 
     def set_factors(self, factors: Sequence[float]) -> None:
         """Multiply the learning rates of the members, until the next call."""
         if self._factors != list(factors):
             self._factors = list(factors)
-            self._coefficients = []
+            self._is_stale = True
 
     def set_hyperparameters(self, slot: int, values: Mapping[str, float]) -> None:
         """Change coefficients of a member, in all its parameter groups.
@@ -136,7 +137,7 @@ class Optimizers:
                     )
             if name == "momentum" and value:
                 self._allocate()
-        self._coefficients = []
+        self._is_stale = True
 
     @torch.no_grad()
     def step(self, gradients: Tensor) -> None:
@@ -278,10 +279,21 @@ class Optimizers:
         rate = c["minus_lr"] * correction2 / correction1
         parameters.addcmul_(gradient, rate.to(dtype))
 
+    def coefficients(self) -> list[Tensor]:
+        """All of them, which stay where they are for as long as they are of the same kinds."""
+        return [column for columns in self._of_all() for column in columns.values()]
+
     def _of_all(self) -> list[dict[str, Tensor]]:
         """The coefficients of each group as columns ``(slots, 1)``."""
-        if not self._coefficients:
+        if self._is_stale:
+            before = self._coefficients
             self._coefficients = [self._columns(index) for index in range(len(self.rule.sizes))]
+            if [*map(list, before)] == [*map(list, self._coefficients)]:
+                for columns, now in zip(before, self._coefficients, strict=True):
+                    for name, column in columns.items():
+                        column.copy_(now[name])
+                self._coefficients = before
+            self._is_stale = False
         return self._coefficients
 
     def _columns(self, index: int) -> dict[str, Tensor]:
@@ -359,7 +371,7 @@ class Optimizers:
         self.state = {name: matrix[rows] for name, matrix in self.state.items()}
         self._groups = [self._groups[slot] for slot in keep]
         self._factors = [self._factors[slot] for slot in keep]
-        self._coefficients = []
+        self._coefficients, self._is_stale = [], True
 
 
 _NAMES: dict[type[Optimizer], tuple[str, ...]] = {

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from collections.abc import Mapping
 from collections.abc import Sequence
 import copy
+from functools import partial
 import itertools
 from typing import Any
 
@@ -119,22 +120,29 @@ class Population:
             models=[None] * slots,
             seeds=[0] * slots,
             steps=torch.zeros(slots, dtype=torch.int64),
-            autocast=lambda: torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=amp),
+            # Not a lambda, which would keep the population and so its memory.
+            autocast=partial(torch.autocast, self._device.type, dtype=torch.bfloat16, enabled=amp),
             compile=compile,
+            tolerance=0.1 if amp else (1e-8 if weights.flat.dtype == torch.float64 else 1e-3),
         )
         self._members: list[Member | None] = [None] * slots
         self._generators: list[torch.Generator | None] = [None] * slots
         self._epochs = [0] * slots
         self._unchecked: set[int] = set()
-        self._tolerance = 0.1 if amp else (1e-8 if weights.flat.dtype == torch.float64 else 1e-3)
         self._wanted = engine
         self._engine: Engine | None = None
-        self.reason = "No step was taken yet."
+        self._reason = "No step was taken yet."
 
     @property
     def engine(self) -> str:
         """The name of the engine in use, or of the one wanted if no step was taken yet."""
         return self._engine.name if self._engine else self._wanted
+
+    @property
+    def reason(self) -> str:
+        """Sentences on why it is this engine, and whether its steps are replayed."""
+        note = self._engine.note if self._engine else ""
+        return f"{self._reason} {note}".rstrip()
 
     @property
     def slots(self) -> int:
@@ -249,8 +257,8 @@ class Population:
     def _prepared(self, batch: Batch) -> Engine:
         """Choose the engine at the first step, and look at those who are new."""
         if self._engine is None:
-            self._engine, self.reason = choose(
-                self._wanted, self._program, batch, tolerance=self._tolerance
+            self._engine, self._reason = choose(
+                self._wanted, self._program, batch, tolerance=self._program.tolerance
             )
         if self._unchecked:
             new = sorted(self._unchecked)[:_CHECKED]
@@ -398,4 +406,4 @@ class Population:
                 parameter nor a buffer, and that their signatures do not show.
         """
         outputs = self._running.outputs(x)
-        compare_outputs(self._program, slots, x, outputs, tolerance=self._tolerance)
+        compare_outputs(self._program, slots, x, outputs, tolerance=self._program.tolerance)
