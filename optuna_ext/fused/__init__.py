@@ -1,4 +1,13 @@
-"""Train many trials of a study as one program."""
+"""Train many trials of a study as one program.
+
+On CUDA, where launching the kernels of a small network takes longer than they do, the step of a
+population is recorded as a CUDA graph for each shape of its batches, and replayed. That needs
+room for two more copies of the weights and optimizer states once, when it is recorded. A network
+or loss that waits for the device, makes tensors of Python numbers or changes attributes of its own
+at each step cannot be recorded and is trained as elsewhere; ``Population.reason`` says so. Python
+numbers that a loss refers to and attributes of modules may change between epochs; what changes
+elsewhere, in a list or another module, a recording does not see. Not measured on a GPU yet.
+"""
 
 from optuna_ext.fused._checkpoint import CheckpointInUseError as CheckpointInUseError
 from optuna_ext.fused._checkpoint import locked as locked

@@ -57,7 +57,7 @@ class Group:
         self._folds = folds
         self._passes = passes
         self._engine = settings.engine
-        self._reason = ""
+        self._choice = ""
         self._chosen_for = 0  # slots
         self.slots: list[Training | None] = []
         self._ended: dict[int, int] = {}  # slots of trials that have ended, by number
@@ -70,8 +70,9 @@ class Group:
 
     @property
     def reason(self) -> str:
-        """Why the engine was chosen, as those populations found that chose it."""
-        return self._reason or self.populations[0].reason
+        """Why the engine was chosen, as those found that chose it; whether it replays steps."""
+        population = self.populations[0]
+        return f"{self._choice or population.choice} {population.recording}".rstrip()
 
     def slot_of(self, training: Training) -> int:
         """Return the place of a trial."""
@@ -165,9 +166,9 @@ class Group:
         chosen = self.populations[0].engine if self.populations else self._settings.engine
         if chosen != self._settings.engine and n < _OUTGROWN * self._chosen_for:
             # Is not chosen again, and why it was stays true.
-            self._engine, self._reason = chosen, self.reason
+            self._engine, self._choice = chosen, self._choice or self.populations[0].choice
         else:  # what is best for two members may not be for sixteen
-            self._engine, self._reason, self._chosen_for = self._settings.engine, "", n
+            self._engine, self._choice, self._chosen_for = self._settings.engine, "", n
         before = [(training, self.state_of(slot)) for slot, training in self.active.items()]
         self.populations = []  # frees their memory first
         s = self._settings

@@ -131,7 +131,8 @@ class Population:
         self._unchecked: set[int] = set()
         self._wanted = engine
         self._engine: Engine | None = None
-        self._reason = "No step was taken yet."
+        self.choice = "No step was taken yet."
+        """Why it is this engine."""
 
     @property
     def engine(self) -> str:
@@ -139,10 +140,14 @@ class Population:
         return self._engine.name if self._engine else self._wanted
 
     @property
+    def recording(self) -> str:
+        """Whether its steps are replayed as CUDA graphs; nothing where there are none."""
+        return self._engine.note if self._engine else ""
+
+    @property
     def reason(self) -> str:
-        """Sentences on why it is this engine, and whether its steps are replayed."""
-        note = self._engine.note if self._engine else ""
-        return f"{self._reason} {note}".rstrip()
+        """Why it is this engine, and whether its steps are replayed."""
+        return f"{self.choice} {self.recording}".rstrip()
 
     @property
     def slots(self) -> int:
@@ -257,7 +262,7 @@ class Population:
     def _prepared(self, batch: Batch) -> Engine:
         """Choose the engine at the first step, and look at those who are new."""
         if self._engine is None:
-            self._engine, self._reason = choose(
+            self._engine, self.choice = choose(
                 self._wanted, self._program, batch, tolerance=self._program.tolerance
             )
         if self._unchecked:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from collections.abc import Hashable
 from collections.abc import Mapping
 from collections.abc import Sequence
+from functools import partial
 import inspect
 import random
 from typing import Any
@@ -21,8 +22,8 @@ from torch.utils._pytree import tree_leaves
 class Guard(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Refuses operations that no CUDA graph can hold.
 
-    They would also break a recording off; but after that, torch before 2.12 takes its allocator to
-    be still recording, and goes down later.
+    They would also break a recording off; but after that, the allocator of some versions of torch
+    goes on as if there still was one, and fails later.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -58,17 +59,21 @@ class Guard(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 def numbers_of(model: nn.Module, loss: Callable[..., Tensor]) -> Hashable:
     """The plain Python values that a network and a loss read."""
-    modules = [*model.modules(), *(loss.modules() if isinstance(loss, nn.Module) else ())]
-    read = [{k: v for k, v in vars(module).items() if k != "training"} for module in modules]
-    if inspect.isroutine(loss) and hasattr(inspect.unwrap(loss), "__code__"):
+    while isinstance(loss, partial):
+        loss = loss.func
+    # A method reads what its object has.
+    owner = getattr(loss, "__self__", loss)
+    owners = [*model.modules(), *(owner.modules() if isinstance(owner, nn.Module) else [owner])]
+    read = [dict(getattr(owner, "__dict__", {})) for owner in owners]
+    if inspect.isfunction(loss) or inspect.ismethod(loss):
         found = inspect.getclosurevars(loss)
-        read += [{**found.globals}, {**found.nonlocals}]
+        read += [dict(found.globals), dict(found.nonlocals)]
     plain = bool, int, float, str
     return tuple(
         (name, repr(value))  # NaN equals itself so
         for values in read
         for name, value in values.items()
-        if isinstance(value, plain)
+        if isinstance(value, plain) and name != "training"
     )
 
 

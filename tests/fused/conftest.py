@@ -2,7 +2,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from collections.abc import Iterable
+from collections.abc import Mapping
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from contextlib import nullcontext
 import copy
 import math
 from typing import Any
@@ -15,12 +18,16 @@ from torch import nn
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.optim import Optimizer
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from optuna_ext.fused import binary_cross_entropy
 from optuna_ext.fused import Member
 from optuna_ext.fused import optimize
 from optuna_ext.fused import Population
 from optuna_ext.fused import Problem
+from optuna_ext.fused._graphs import CudaGraphs
+from optuna_ext.fused._graphs import RECORDERS
 
 
 Alone = tuple[list[float], nn.Module, Optimizer]
@@ -302,3 +309,104 @@ def _restore(things: Sequence[Any], states: Sequence[Any], h: dict[str, Any]) ->
 def toy() -> Toy:
     """Give a small problem and how it is trained."""
     return Toy()
+
+
+class _Tape(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """The operations of a step, with the very tensors that they were given and gave."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._calls: list[tuple[Any, Any, Any, Any]] = []
+        self._outside: dict[int, Tensor] = {}
+        self._own: dict[int, Tensor] = {}
+
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        aten = torch.ops.aten
+        if func in (aten._local_scalar_dense.default, aten.nonzero.default, aten.equal.default):
+            raise RuntimeError("operation not permitted when stream is capturing")
+        for tensor in _tensors((args, kwargs)):
+            if _memory(tensor) not in self._own:
+                self._outside[_memory(tensor)] = tensor
+        result = func(*args, **(kwargs or {}))
+        for tensor in _tensors(result):
+            if _memory(tensor) not in self._outside:
+                self._own.setdefault(_memory(tensor), tensor)
+        self._calls.append((func, args, kwargs or {}, result))
+        return result
+
+    @torch.no_grad()
+    def replay(self) -> None:
+        for func, args, kwargs, result in self._calls:
+            again = func(*args, **kwargs)
+            for tensor, value in zip(_tensors(result), _tensors(again), strict=True):
+                if _memory(tensor) != _memory(value):  # else it was written in its place
+                    tensor.copy_(value)
+        self.spoil()
+
+    @torch.no_grad()
+    def spoil(self) -> None:
+        """Overwrite what lies in the pool, which is free for another recording now."""
+        for tensor in self._own.values():
+            tensor.fill_(math.nan if tensor.is_floating_point() else 77)
+
+
+def _tensors(values: Any) -> list[Tensor]:
+    return [value for value in tree_leaves(values) if isinstance(value, Tensor)]
+
+
+def _memory(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
+
+
+class Emulated:
+    """Records steps on the CPU as CUDA graphs do on theirs."""
+
+    made = 0
+    replayed = 0
+
+    def __init__(self, device: torch.device) -> None:
+        pass
+
+    def aside(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def record(self, step: Callable[[], None]) -> Callable[[], None]:
+        Emulated.made += 1
+        tape = _Tape()
+        with tape:
+            step()
+        tape.spoil()
+
+        def replay() -> None:
+            Emulated.replayed += 1
+            tape.replay()
+
+        return replay
+
+
+@pytest.fixture
+def emulated(monkeypatch: pytest.MonkeyPatch) -> type[Emulated]:
+    """Give what records steps where there is no GPU."""
+    monkeypatch.setattr(Emulated, "made", 0)
+    monkeypatch.setattr(Emulated, "replayed", 0)
+    return Emulated
+
+
+@pytest.fixture
+def recording(
+    device: str, emulated: type[Emulated], monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., None]:
+    """Let steps be recorded from now on: by CUDA, where it is there, or what is given."""
+    monkeypatch.delitem(RECORDERS, device, raising=False)
+
+    def switch(recorder: type[Emulated] | None = None) -> None:
+        real = CudaGraphs if device == "cuda" else emulated
+        monkeypatch.setitem(RECORDERS, device, recorder or real)
+
+    return switch
