@@ -58,7 +58,7 @@ class Guard(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def numbers_of(model: nn.Module, loss: Callable[..., Tensor]) -> Hashable:
-    """The plain Python values that a network and a loss read."""
+    """The plain Python values that a network and a loss read, and where their own tensors lie."""
     while isinstance(loss, partial):
         loss = loss.func
     # A method reads what its object has.
@@ -68,12 +68,11 @@ def numbers_of(model: nn.Module, loss: Callable[..., Tensor]) -> Hashable:
     if inspect.isfunction(loss) or inspect.ismethod(loss):
         found = inspect.getclosurevars(loss)
         read += [dict(found.globals), dict(found.nonlocals)]
-    plain = bool, int, float, str
     return tuple(
-        (name, repr(value))  # NaN equals itself so
+        (name, value.data_ptr() if isinstance(value, Tensor) else repr(value))  # of NaN, too
         for values in read
         for name, value in values.items()
-        if isinstance(value, plain) and name != "training"
+        if isinstance(value, bool | int | float | str | Tensor) and name != "training"
     )
 
 

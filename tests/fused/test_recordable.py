@@ -123,7 +123,7 @@ def test_the_guard_lets_the_rest_pass() -> None:
 
 class Scaled:
     def __init__(self) -> None:
-        self.scale = 1.0
+        self.scale: float | Tensor = 1.0
 
     def loss(self, outputs: Tensor, y: Tensor) -> Tensor:
         return self.scale * binary_cross_entropy(outputs, y)
@@ -136,4 +136,21 @@ def test_numbers_are_those_that_python_reads() -> None:
     scaled.scale = 2.0
     assert (changed := numbers_of(model, scaled.loss)) != before
     model[0].p = 0.2  # type: ignore[assignment]
-    assert numbers_of(model, scaled.loss) != changed
+    assert (changed_again := numbers_of(model, scaled.loss)) != changed
+    scaled.scale = torch.tensor(3.0)
+    assert numbers_of(model, scaled.loss) != changed_again
+
+
+def test_tensors_of_a_loss_are_known_by_their_place() -> None:
+    weights = torch.ones(3)
+
+    def loss(outputs: Tensor, y: Tensor) -> Tensor:
+        return weights * outputs
+
+    model = nn.Identity()
+    before = numbers_of(model, loss)
+    weights += 1  # is seen by a replay
+    assert numbers_of(model, loss) == before
+    kept, weights = weights, torch.ones(3)
+    assert numbers_of(model, loss) != before
+    assert torch.equal(kept, weights + 1)
