@@ -80,6 +80,7 @@ def compiled(layers: tuple[Dense, ...], loss: Callable[..., Tensor]) -> Step:
     ) -> tuple[Tensor, Tensor]:
         units = [layer.units(flat) for layer in layers]
         x, y = (inputs, targets) if rows is None else (inputs[:, rows], targets[rows])
+        x = x.as_strided(x.shape, x.stride())  # makes Inductor take them once, not for each use
         values = [[*x.unbind()]]
         for layer, (weights, biases) in zip(layers, units, strict=True):
             below = values[-1]
@@ -111,7 +112,7 @@ def compiled(layers: tuple[Dense, ...], loss: Callable[..., Tensor]) -> Step:
             if index:
                 columns = zip(*units[index][0], strict=True)
                 upstream = [
-                    _derivative(h, layers[index - 1].relu) * _product(column, upstream, None)
+                    _before(_product(column, upstream, None), h, layers[index - 1].relu)
                     for h, column in zip(below, columns, strict=True)
                 ]
         return losses, torch.cat([found[column] for column in range(len(found))], 1)
@@ -134,5 +135,6 @@ def _activated(z: Tensor, relu: bool | None) -> Tensor:
     return torch.relu(z) if relu else torch.tanh(z)
 
 
-def _derivative(h: Tensor, relu: bool | None) -> Tensor:
-    return (h > 0).to(h.dtype) if relu else 1 - h * h
+def _before(upstream: Tensor, h: Tensor, relu: bool | None) -> Tensor:
+    """The gradient before an activation that gave ``h``."""
+    return torch.where(h <= 0, 0, upstream) if relu else (1 - h * h) * upstream
