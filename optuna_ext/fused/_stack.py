@@ -103,8 +103,10 @@ class StackEngine(Engine):
         p = self._program
         # The compiler takes sizes of one for constants, and would start anew.
         if self._compiled is not None and min(len(p.models), batch.n_rows) > 1:
-            x, y = self._taken(batch, slice(None))
-            return self._compiled(p.weights.flat, x, y, batch.live, p.hyper)
+            inputs = self._by_feature(batch.inputs)
+            return self._compiled(
+                p.weights.flat, inputs, batch.targets, batch.rows, batch.live, p.hyper
+            )
         losses = p.weights.flat.new_empty(len(p.models))
         for chunk in self._chunks_of(batch.n_rows):
             x, y = self._taken(batch, chunk.some)
@@ -139,7 +141,7 @@ class StackEngine(Engine):
         if batch.shared:
             return batch.x.mT, batch.y
         rows = batch.rows[some]  # type: ignore[index]
-        if batch.inputs.shape[1] > _FEW and not self.is_compiled:
+        if batch.inputs.shape[1] > _FEW:
             x = take(batch.inputs, rows).mT
         else:
             x = take(self._by_feature(batch.inputs), rows, 1).transpose(0, 1)

@@ -1,8 +1,9 @@
 """The step of a small stack with every unit spelled out, for a compiler.
 
 Written so, all operations have the shape ``(slots, rows)``, and Inductor makes one loop over the
-members of them, in which the activations of a member stay in the cache. It does so only as long as
-nothing but sums over rows, kept as columns, comes after them. Matrix products would stay calls.
+members of them, in which the rows of a member and its activations stay in the cache. It does so
+only as long as nothing but sums over rows, kept as columns, comes after them. Matrix products
+would stay calls.
 """
 
 from __future__ import annotations
@@ -56,6 +57,11 @@ class Dense:
 
 Step = Callable[..., tuple[Tensor, Tensor]]
 
+_OPTIONS: dict[str, str | int | bool | Callable[..., object]] = {
+    "max_fusion_size": 512,  # operations in one loop: by default some that need the rows are left
+    "cpp.enable_floating_point_contract_flag": "fast",  # a product and a sum in one instruction
+}
+
 
 @functools.lru_cache(maxsize=64)
 def compiled(layers: tuple[Dense, ...], loss: Callable[..., Tensor]) -> Step:
@@ -64,15 +70,18 @@ def compiled(layers: tuple[Dense, ...], loss: Callable[..., Tensor]) -> Step:
     It is good for any numbers of members and rows above one, so that populations that grow, shrink
     or are one of several folds do not wait for the compiler again.
 
-    It takes parameters ``(slots, P)``, inputs ``(slots, features, rows)``, targets ``(slots, rows,
-    ...)``, which of the rows are live, and the arguments of the loss. If rows are shared, inputs
-    are ``(features, rows)`` and targets ``(rows, ...)``. It gives losses ``(slots,)`` and
-    gradients ``(slots, P)``.
+    It takes parameters ``(slots, P)``, all inputs ``(features, n)``, all targets ``(n, ...)``,
+    which of them, as a ``Batch`` has them, which of these are live, and the arguments of the loss.
+    It gives losses ``(slots,)`` and gradients ``(slots, P)``.
     """
 
-    def step(flat: Tensor, x: Tensor, y: Tensor, live: Any, hyper: Any) -> tuple[Tensor, Tensor]:
+    def step(
+        flat: Tensor, inputs: Tensor, targets: Tensor, rows: Any, live: Any, hyper: Any
+    ) -> tuple[Tensor, Tensor]:
         units = [layer.units(flat) for layer in layers]
-        values = [[*x.unbind(-2)]]
+        x, y = (inputs, targets) if rows is None else (inputs[:, rows], targets[rows])
+        x = x.as_strided(x.shape, x.stride())  # makes Inductor take them once, not for each use
+        values = [[*x.unbind()]]
         for layer, (weights, biases) in zip(layers, units, strict=True):
             below = values[-1]
             values.append(
@@ -103,14 +112,14 @@ def compiled(layers: tuple[Dense, ...], loss: Callable[..., Tensor]) -> Step:
             if index:
                 columns = zip(*units[index][0], strict=True)
                 upstream = [
-                    _derivative(h, layers[index - 1].relu) * _product(column, upstream, None)
+                    _before(_product(column, upstream, None), h, layers[index - 1].relu)
                     for h, column in zip(below, columns, strict=True)
                 ]
         return losses, torch.cat([found[column] for column in range(len(found))], 1)
 
     # What the compiler knows hangs on the code object, of which it allows only a few versions.
     step.__code__ = step.__code__.replace()
-    return torch.compile(step, dynamic=True)
+    return torch.compile(step, dynamic=True, options=_OPTIONS)
 
 
 def _product(weights: Sequence[Tensor], values: Sequence[Tensor], bias: Tensor | None) -> Tensor:
@@ -126,5 +135,6 @@ def _activated(z: Tensor, relu: bool | None) -> Tensor:
     return torch.relu(z) if relu else torch.tanh(z)
 
 
-def _derivative(h: Tensor, relu: bool | None) -> Tensor:
-    return (h > 0).to(h.dtype) if relu else 1 - h * h
+def _before(upstream: Tensor, h: Tensor, relu: bool | None) -> Tensor:
+    """The gradient before an activation that gave ``h``."""
+    return torch.where(h <= 0, 0, upstream) if relu else (1 - h * h) * upstream
