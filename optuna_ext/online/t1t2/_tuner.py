@@ -119,7 +119,7 @@ class T1T2:
             where torch holds that to be safe: the hypergradients are rounded a little then. The
             default, :obj:`None`, does so where it is faster and was measured: for models in
             float32 of a quarter of a million parameters or more, on CPUs with instructions for
-            bfloat16, without a ``scaler``.
+            bfloat16, without a ``scaler``; with a warning, it stops doing so if the model fails.
         seed:
             Fixes the noise.
 
@@ -173,8 +173,7 @@ class T1T2:
         self._scaling = Scaling(scaler, device=device)
         if amp is None and scaler is not None:  # then the loss is in half precision already
             amp = False
-        precision = Precision(amp, params)
-        self.amp = precision.amp
+        self._precision = Precision(amp, params)
         self._hyper = HyperOptimizer(
             hyperparameters, model, like=params[0], n_updates=max(1, (n_steps or 1) // self.every)
         )
@@ -185,10 +184,10 @@ class T1T2:
             self._in_loss,
             randomness=self._randomness,
             scaling=self._scaling,
-            precision=precision,
+            precision=self._precision,
         )
         self._valid_loss = ValidationLoss(
-            model, valid_loss, scaling=self._scaling, precision=precision
+            model, valid_loss, scaling=self._scaling, precision=self._precision
         )
         known = optimizer, self._params, self._penalty.names
         self._last_step = (
@@ -204,6 +203,11 @@ class T1T2:
         self._schedule = Schedule()
         self._is_watching = False
         self._take_values()
+
+    @property
+    def amp(self) -> bool:
+        """Whether what is computed for tuning alone is in bfloat16."""
+        return self._precision.amp
 
     @property
     def is_due(self) -> bool:
