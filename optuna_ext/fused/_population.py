@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
+from optuna_ext._allocator import keep_freed_memory
 from optuna_ext.fused._choice import choose
 from optuna_ext.fused._choice import compare_outputs
 from optuna_ext.fused._choice import ENGINES
 from optuna_ext.fused._choice import make
-from optuna_ext.fused._devices import keep_freed_memory
 from optuna_ext.fused._engines import Engine
 from optuna_ext.fused._engines import Program
 from optuna_ext.fused._feed import Batch

@@ -85,12 +85,18 @@ class TrainingLoss(nn.Module):
         Raises:
             ValueError: If there is one.
         """
-        with self._randomness.back_at(self._randomness.state()), self._precision():
-            loss = functional_call(self, self._copied_buffers(), (batch, values))
-        if not loss.requires_grad:
-            raise ValueError("The training loss does not depend on the model's parameters.")
         names = [hyperparameter.name for hyperparameter in self._hyperparameters]
-        found = torch.autograd.grad(loss, [raws[name] for name in names], allow_unused=True)
+        now = Moment(batch, self._randomness.state())
+
+        def derivatives() -> tuple[Tensor | None, ...]:
+            loss = self._loss_at(now, values, {})
+            if not loss.requires_grad:
+                raise ValueError("The training loss does not depend on the model's parameters.")
+            of = [raws[name] for name in names]
+            # What leads from the raw numbers to the values may be needed once more.
+            return torch.autograd.grad(loss, of, allow_unused=True, retain_graph=True)
+
+        found = self._precision.attempt(derivatives)
         for name, gradient in zip(names, found, strict=True):
             if gradient is None:
                 raise unused(name, "training loss")
@@ -115,10 +121,19 @@ class TrainingLoss(nn.Module):
         self, moment: Moment, values: Mapping[str, Tensor], params: Mapping[str, Tensor]
     ) -> dict[str, Tensor]:
         """Return such gradients of a moment in the past, as if nothing had happened since."""
-        stand_ins = _within(params) | self._copied_buffers()
+        gradients = self._precision.attempt(
+            lambda: self._gradients(self._loss_at(moment, values, params), params)
+        )
+        return self._scaling.without(gradients)
+
+    def _loss_at(
+        self, moment: Moment, values: Mapping[str, Tensor], params: Mapping[str, Tensor]
+    ) -> Tensor:
+        """Return the loss of a moment, without a trace in generators and running statistics."""
+        stand_ins = _within(params) | {name: b.clone() for name, b in self.named_buffers()}
         with self._randomness.back_at(moment.randomness), self._precision():
-            loss = functional_call(self, stand_ins, (moment.batch, values))
-        return self._scaling.without(self._gradients(loss, params))
+            loss: Tensor = functional_call(self, stand_ins, (moment.batch, values))
+        return loss
 
     def _gradients(self, loss: Tensor, params: Mapping[str, Tensor]) -> dict[str, Tensor]:
         found = torch.autograd.grad(
@@ -128,10 +143,6 @@ class TrainingLoss(nn.Module):
             allow_unused=True,
         )
         return {name: g for name, g in zip(params, found, strict=True) if g is not None}
-
-    def _copied_buffers(self) -> dict[str, Tensor]:
-        """Return stand-ins, so that running statistics do not move."""
-        return {name: buffer.clone() for name, buffer in self.named_buffers()}
 
 
 class ValidationLoss:
@@ -167,14 +178,17 @@ class ValidationLoss:
         modes = {module: module.training for module in self._model.modules()}
         self._model.eval()
         try:
-            with self._precision():
-                loss = self._loss(self._model, batch)
-            found = torch.autograd.grad(self._scaling.times(loss), params, allow_unused=True)
+            found = self._precision.attempt(lambda: self._compute(batch, params))
         finally:
             for module, training in modes.items():
                 module.training = training
         used = {p: g for p, g in zip(params, found, strict=True) if g is not None}
         return self._scaling.without(used)
+
+    def _compute(self, batch: Batch, params: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
+        with self._precision():
+            loss = self._loss(self._model, batch)
+        return torch.autograd.grad(self._scaling.times(loss), params, allow_unused=True)
 
 
 def unused(name: str, what: str) -> ValueError:
