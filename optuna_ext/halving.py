@@ -209,7 +209,12 @@ class Hyperband(_PauseAndPromote):
     another one late, and the last one trains all of them to the end. That is worth its price
     where early values tell little about the end (Li et al. 2018). A trial's user attribute
     ``bracket`` names its bracket, counted from 0. Everything else is as in
-    :class:`SuccessiveHalving`; ``synchronous`` brackets take turns.
+    :class:`SuccessiveHalving`.
+
+    Asynchronous brackets differ in where they begin to compare. At a rung, a trial meets those of
+    all brackets that have it, because values at the same step compare whatever came before; so
+    survivors of early cuts meet newcomers too, and not only each other. Synchronous brackets take
+    turns and keep to themselves, as in the paper.
 
     Example:
 
