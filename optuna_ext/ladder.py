@@ -70,8 +70,13 @@ class Climber:
 
     @property
     def is_paused(self) -> bool:
-        """Whether it waits for somebody to go on with it."""
-        return self.tip.state == TrialState.PRUNED
+        """Whether it waits at a rung for somebody to go on with it."""
+        return self.tip.state == TrialState.PRUNED and not self.is_given_up
+
+    @property
+    def is_given_up(self) -> bool:
+        """Whether its objective has stopped it before the rung that it was to reach."""
+        return self.tip.state == TrialState.PRUNED and len(self.scores) <= count(self.tip, RUNG)
 
 
 class Ladder:

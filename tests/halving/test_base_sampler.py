@@ -9,6 +9,7 @@ from optuna.samplers import RandomSampler
 from optuna.samplers import TPESampler
 from optuna.study import Study
 from optuna.trial import FrozenTrial
+from optuna.trial import Trial
 from optuna.trial import TrialState
 import pytest
 
@@ -57,6 +58,31 @@ def test_the_base_sampler_sees_one_budget_and_no_segments(study_of: Any, train_f
     waiting = {t.number for t in spy.seen[-1] if t.state == TrialState.WAITING}
     assert running <= set(born)
     assert waiting.isdisjoint(born)
+
+
+def test_the_base_sampler_sees_who_was_given_up(study_of: Any) -> None:
+    """A model has to learn where the objective stops trainings, as when they diverge."""
+    spy = _Spy()
+    study = study_of(SuccessiveHalving(min_resource=2, max_resource=8, base_sampler=spy))
+
+    def objective(trial: Trial) -> float:
+        x = trial.suggest_float("x", 0, 1)
+        trial.report(x, 1)
+        if x < 0.6:
+            raise optuna.TrialPruned
+        trial.report(x, 2)
+        raise optuna.TrialPruned
+
+    study.optimize(objective, n_trials=5)
+    for seen in spy.seen[-1][:-1]:
+        given_up = seen.params["x"] < 0.6
+        assert seen.state == (TrialState.PRUNED if given_up else TrialState.COMPLETE)
+        assert seen.value == seen.params["x"]
+    assert {seen.state for seen in spy.seen[-1]} == {
+        TrialState.PRUNED,
+        TrialState.COMPLETE,
+        TrialState.RUNNING,
+    }
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,9 @@ from typing import Any
 
 import optuna
 from optuna.samplers import RandomSampler
+from optuna.trial import Trial
 from optuna.trial import TrialState
+import pytest
 
 from optuna_ext import SobolSampler
 from optuna_ext import SuccessiveHalving
@@ -50,6 +52,35 @@ def test_a_failed_promotion_is_tried_again(study_of: Any, train_for: Any) -> Non
         else:
             assert parent == min(range(3), key=lambda n: study.trials[n].intermediate_values[1])
         study.tell(trial, state=TrialState.FAIL)
+
+
+@pytest.mark.parametrize("synchronous", [True, False])
+def test_who_is_given_up_by_the_objective_is_left_alone(synchronous: bool, study_of: Any) -> None:
+    """It ends as pruned, as one that is paused, but has not come to the rung that it was to."""
+    pair = SuccessiveHalving(
+        min_resource=1,
+        max_resource=4,
+        synchronous=synchronous,
+        base_sampler=RandomSampler(seed=0),
+    )
+    study = study_of(pair)
+
+    def objective(trial: Trial) -> float:
+        x = trial.suggest_float("x", 0, 1)
+        for epoch in range(2 ** trial.user_attrs["rung"] // 2 + 1, 5):
+            if epoch == 3 and x < 0.5:
+                raise optuna.TrialPruned
+            trial.report(x, epoch)
+            if trial.should_prune():
+                raise optuna.TrialPruned
+        return x
+
+    study.optimize(objective, n_trials=80)
+    trials = study.get_trials()
+    given_up = [t.number for t in trials if t.user_attrs["rung"] == 2 and t.params["x"] < 0.5]
+    parents = [t.user_attrs.get("parent") for t in trials]
+    assert given_up
+    assert not set(given_up) & set(parents)
 
 
 def test_a_dead_workers_promotion_is_not_lost(study_of: Any, train_for: Any) -> None:
