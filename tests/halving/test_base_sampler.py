@@ -32,9 +32,11 @@ class _Spy(RandomSampler):
         self.told.append(trial.number)
 
 
-def test_the_base_sampler_sees_one_budget_and_no_segments(study_of: Any, train_for: Any) -> None:
+def test_the_base_sampler_sees_one_budget_and_no_segments(
+    study_of_nine: Any, train_for: Any
+) -> None:
     spy = _Spy()
-    study = study_of(SuccessiveHalving(max_resource=9, reduction_factor=3, base_sampler=spy))
+    study = study_of_nine(base_sampler=spy)
     training = train_for(9)
     study.optimize(training, n_trials=120)
     trials = study.get_trials()
@@ -96,23 +98,16 @@ def test_the_base_sampler_sees_who_was_given_up(study_of: Any) -> None:
     ],
 )
 def test_any_base_sampler(
-    base: Callable[[], BaseSampler], study_of: Any, train_for: Any, check_lineages: Any
+    base: Callable[[], BaseSampler], study_of_nine: Any, train_for: Any, check_lineages: Any
 ) -> None:
     pytest.importorskip("torch")
-    study = study_of(SuccessiveHalving(max_resource=9, reduction_factor=3, base_sampler=base()))
+    study = study_of_nine(base_sampler=base())
     study.optimize(train_for(9), n_trials=30)
     check_lineages(study)
 
 
-def test_a_range_that_has_changed_since(study_of: Any) -> None:
-    study = study_of(
-        SuccessiveHalving(
-            max_resource=9,
-            reduction_factor=3,
-            n_trials_per_round=3,
-            base_sampler=RandomSampler(seed=0),
-        )
-    )
+def test_a_range_that_has_changed_since(study_of_nine: Any) -> None:
+    study = study_of_nine(n_trials_per_round=3)
     for value, x in ((0.0, 0.9), (1.0, 0.2), (1.0, 0.3)):
         study.enqueue_trial({"x": x})
         trial = study.ask()

@@ -14,15 +14,11 @@ from optuna_ext import SobolSampler
 from optuna_ext import SuccessiveHalving
 
 
-def test_restarts_change_nothing(study_of: Any, train_for: Any) -> None:
+def test_restarts_change_nothing(study_of_nine: Any, train_for: Any) -> None:
     """A new sampler for every trial leads to the same study as one for all of them."""
 
     def run(*, restart: bool) -> list[tuple[Any, ...]]:
-        study = study_of(
-            SuccessiveHalving(
-                max_resource=9, reduction_factor=3, base_sampler=SobolSampler(seed=0)
-            )
-        )
+        study = study_of_nine(base_sampler=SobolSampler(seed=0))
         training = train_for(9)
         for _ in range(30):
             if restart:
@@ -33,15 +29,8 @@ def test_restarts_change_nothing(study_of: Any, train_for: Any) -> None:
     assert run(restart=True) == run(restart=False)
 
 
-def test_a_failed_promotion_is_tried_again(study_of: Any, train_for: Any) -> None:
-    study = study_of(
-        SuccessiveHalving(
-            max_resource=9,
-            reduction_factor=3,
-            n_trials_per_round=3,
-            base_sampler=RandomSampler(seed=0),
-        )
-    )
+def test_a_failed_promotion_is_tried_again(study_of_nine: Any, train_for: Any) -> None:
+    study = study_of_nine(n_trials_per_round=3)
     training = train_for(9)
     study.optimize(training, n_trials=3)
     for n_failures in range(4):
@@ -83,15 +72,8 @@ def test_who_is_given_up_by_the_objective_is_left_alone(synchronous: bool, study
     assert not set(given_up) & set(parents)
 
 
-def test_a_dead_workers_promotion_is_not_lost(study_of: Any, train_for: Any) -> None:
-    study = study_of(
-        SuccessiveHalving(
-            max_resource=9,
-            reduction_factor=3,
-            n_trials_per_round=3,
-            base_sampler=RandomSampler(seed=0),
-        )
-    )
+def test_a_dead_workers_promotion_is_not_lost(study_of_nine: Any, train_for: Any) -> None:
+    study = study_of_nine(n_trials_per_round=3)
     study.optimize(train_for(9), n_trials=3)
     orphan = study.ask()
     parent = orphan.user_attrs["parent"]
