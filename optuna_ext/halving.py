@@ -97,7 +97,8 @@ class SuccessiveHalving(_PauseAndPromote):
     as many as in a synchronous round, or 16, are there to compare. ``synchronous`` promotes when
     all trials of a round have reached the rung, and fills the time with the next round. No trial
     is promoted twice. One that fails is tried again from its parent's checkpoint by the next free
-    worker, up to three times in a row.
+    worker, up to three times in a row. One that its objective stops before its rung, by raising
+    ``TrialPruned`` on its own, is left alone, and the base sampler sees it as pruned.
 
     New parameters come from ``base_sampler``. It sees every set of parameters once, and all at the
     same rung: at the highest one that ten have reached, which with a model-based sampler makes
@@ -209,7 +210,12 @@ class Hyperband(_PauseAndPromote):
     another one late, and the last one trains all of them to the end. That is worth its price
     where early values tell little about the end (Li et al. 2018). A trial's user attribute
     ``bracket`` names its bracket, counted from 0. Everything else is as in
-    :class:`SuccessiveHalving`; ``synchronous`` brackets take turns.
+    :class:`SuccessiveHalving`.
+
+    Asynchronous brackets differ in where they begin to compare. At a rung, a trial meets those of
+    all brackets that have it, because values at the same step compare whatever came before; so
+    survivors of early cuts meet newcomers too, and not only each other. Synchronous brackets take
+    turns and keep to themselves, as in the paper.
 
     Example:
 

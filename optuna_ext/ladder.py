@@ -70,8 +70,13 @@ class Climber:
 
     @property
     def is_paused(self) -> bool:
-        """Whether it waits for somebody to go on with it."""
-        return self.tip.state == TrialState.PRUNED
+        """Whether it waits at a rung for somebody to go on with it."""
+        return self.tip.state == TrialState.PRUNED and not self.is_given_up
+
+    @property
+    def is_given_up(self) -> bool:
+        """Whether its objective has stopped it before the rung that it was to reach."""
+        return self.tip.state == TrialState.PRUNED and len(self.scores) <= count(self.tip, RUNG)
 
 
 class Ladder:
@@ -100,7 +105,7 @@ class Ladder:
         self._open: list[int] = []  # numbers of the trials that may still change
         self._children: dict[int, list[int]] = {}
         self._parents: dict[int, int] = {}
-        self._fields: defaultdict[tuple[int, int], list[Place]] = defaultdict(list)
+        self._fields: defaultdict[int, list[Place]] = defaultdict(list)
         self.climbers: dict[int, Climber] = {}
         """By the number of the root, in order; those that have been started only."""
 
@@ -109,9 +114,9 @@ class Ladder:
         """All trials in order of their numbers; treat them as read-only."""
         return self._trials
 
-    def field(self, bracket: int, rung: int) -> Sequence[Place]:
-        """Return everybody who has reached a rung and is not lost, the best first."""
-        return self._fields[bracket, rung]
+    def field(self, rung: int) -> Sequence[Place]:
+        """Return everybody who has come to the rung at a step and is not lost, the best first."""
+        return self._fields[rung]
 
     def root_of(self, number: int) -> int:
         """Return the number of the trial that was born with a trial's parameters."""
@@ -147,14 +152,24 @@ class Ladder:
 
     def _rank(self, root: int, old: Climber | None, new: Climber | None) -> None:
         """Give a climber its places in the fields."""
-        was, is_ = _places(root, old), _places(root, new)
+        was, is_ = self._places(root, old), self._places(root, new)
         if was == is_:
             return
-        for key, place_ in was:
-            field = self._fields[key]
+        for rung, place_ in was:
+            field = self._fields[rung]
             del field[bisect_left(field, place_)]
-        for key, place_ in is_:
-            insort(self._fields[key], place_)
+        for rung, place_ in is_:
+            insort(self._fields[rung], place_)
+
+    def _places(self, root: int, climber: Climber | None) -> list[tuple[int, Place]]:
+        """Return where somebody stands: the rungs, and the place among those there."""
+        if climber is None or climber.is_lost:
+            return []
+        scores = zip(self._rungs(climber.bracket), climber.scores, strict=False)
+        return [(rung, place(score, root)) for rung, score in scores]
+
+    def _rungs(self, bracket: int) -> Sequence[int]:
+        return self._brackets[bracket].rungs if self._brackets else ()
 
     def _link(self, number: int) -> None:
         """Note a trial's parent, which may change until the trial begins."""
@@ -187,7 +202,6 @@ class Ladder:
             tip = min(alive, key=lambda child: child.number)
             reports.update(tip.intermediate_values)
         bracket = min(count(self._trials[root], BRACKET), len(self._brackets) - 1)
-        rungs = self._brackets[bracket].rungs if self._brackets else ()
         scores = (
             score_at(
                 reports,
@@ -195,7 +209,7 @@ class Ladder:
                 best_so_far=self._best_so_far,
                 maximize=self._maximize,
             )
-            for rung in rungs
+            for rung in self._rungs(bracket)
         )
         return Climber(
             root=self._trials[root],
@@ -206,12 +220,3 @@ class Ladder:
             scores=tuple(score for score in scores if score is not None),
             n_failures=len(children),
         )
-
-
-def _places(root: int, climber: Climber | None) -> list[tuple[tuple[int, int], Place]]:
-    """Return where somebody stands: bracket and rung, and the place among those there."""
-    if climber is None or climber.is_lost:
-        return []
-    return [
-        ((climber.bracket, rung), place(score, root)) for rung, score in enumerate(climber.scores)
-    ]

@@ -206,8 +206,8 @@ def bracket_of(number: int, brackets: Sequence[Bracket]) -> int:
         >>> [bracket_of(number, brackets) for number in range(17)]
         [0, 1, 0, 2, 0, 1, 0, 0, 1, 2, 0, 1, 0, 0, 2, 1, 0]
     """
-    sizes = [bracket.n_trials for bracket in brackets]
-    return _turns(tuple(sizes))[number % sum(sizes)]
+    turns = _turns(tuple([bracket.n_trials for bracket in brackets]))
+    return turns[number % len(turns)]
 
 
 @cache

@@ -17,9 +17,11 @@ never trained to the end. With others, which get the nearest configurations that
 after 32 whole trainings, as long as most are.
 
 *As random, 16* is how many random whole trainings would have done as well as all workers in the
-time of 16, divided by 16; by the mean rank of what was found. The columns *epochs* are speed-ups
-against random search without pruning: of the median number of epochs until a whole training is as
-good as what Optuna's successive halving has in the end, and until one is among the best of all.
+time of 16, divided by 16; by the mean rank of what was found. But for chance, a random search
+cannot exceed the epochs of a whole training over *epochs each*, as it sees no more configurations,
+even if it chose the best of them every time. The columns *epochs* are speed-ups against random
+search without pruning: of the median number of epochs until a whole training is as good as what
+Optuna's successive halving has in the end, and until one is among the best of all.
 """
 
 from __future__ import annotations

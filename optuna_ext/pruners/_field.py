@@ -9,12 +9,13 @@ from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
 from optuna_ext._checks import check_int
+from optuna_ext.rungs import bracket_of
 from optuna_ext.rungs import score_at
 from optuna_ext.rungs import survivors
 
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Sequence
 
     from optuna.study import Study
     from optuna.trial import FrozenTrial
@@ -31,34 +32,30 @@ class Field:
     """Who competes at a rung, and with what.
 
     Args:
+        brackets: The brackets, of which every trial belongs to one.
         first_step: The step of the first report, 0 or 1.
         min_trials: How many trials nobody is compared with at first.
         value: What of a trial counts.
     """
 
-    def __init__(self, *, first_step: int, min_trials: int, value: Value) -> None:
+    def __init__(
+        self, brackets: Sequence[Bracket], *, first_step: int, min_trials: int, value: Value
+    ) -> None:
         if value not in get_args(Value):
             raise ValueError(f"`value` must be one of {get_args(Value)}, but got {value!r}.")
+        self._brackets = tuple(brackets)
         self._first_step = check_int("first_step", first_step, high=1)
         self._min_trials = check_int("min_trials", min_trials)
         self._best_so_far = value == "best"
 
-    def is_cut(
-        self,
-        study: Study,
-        trial: FrozenTrial,
-        bracket: Bracket,
-        *,
-        competes: Callable[[FrozenTrial], bool] = lambda _: True,
-    ) -> bool:
+    def is_cut(self, study: Study, trial: FrozenTrial) -> bool:
         """Return whether a trial that has just reported is to be stopped.
 
         Args:
             study: The study.
             trial: A running trial.
-            bracket: Its rungs.
-            competes: Which other trials are in its bracket.
         """
+        bracket = self._bracket_of(trial)
         steps = sorted(step + 1 - self._first_step for step in trial.intermediate_values)
         if not steps or steps[-1] >= bracket.rungs[-1]:
             return False
@@ -68,7 +65,8 @@ class Field:
         scores = {}
         # The trial itself counts as it is now, not as stored, and also if it is taken for dead.
         for other in (*study.get_trials(deepcopy=False), trial):
-            if other is trial or (other.state not in _NOT_THERE and competes(other)):
+            is_there = other is trial or other.state not in _NOT_THERE
+            if is_there and rung in self._bracket_of(other).rungs:
                 score = self._score(study, other, rung)
                 if score is not None:
                     scores[other.number] = score
@@ -77,6 +75,9 @@ class Field:
         if len(scores) <= self._min_trials:
             return False
         return trial.number not in survivors(scores, bracket.reduction_factor)
+
+    def _bracket_of(self, trial: FrozenTrial) -> Bracket:
+        return self._brackets[bracket_of(trial.number, self._brackets)]
 
     def _score(self, study: Study, trial: FrozenTrial, rung: int) -> Score | None:
         return score_at(

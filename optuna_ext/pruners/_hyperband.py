@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 from optuna.pruners import BasePruner
 
 from optuna_ext.pruners._field import Field
-from optuna_ext.rungs import bracket_of
 from optuna_ext.rungs import hyperband
 
 
@@ -24,7 +23,10 @@ class HyperbandPruner(BasePruner):
     process. Samplers are not told: unlike with Optuna's own class, they learn from the trials of
     all brackets.
 
-    Within a bracket, everything is as in :class:`SuccessiveHalvingPruner`.
+    Brackets differ in where they begin to compare. At a rung, a trial meets those of all brackets
+    that have it, because values at the same step compare whatever came before; so survivors of
+    early cuts meet newcomers too, and not only each other. Everything else is as in
+    :class:`SuccessiveHalvingPruner`.
 
     Example:
 
@@ -57,7 +59,7 @@ class HyperbandPruner(BasePruner):
         first_step:
             The step with which the objective reports its first unit of training: 1 or 0.
         min_trials:
-            At each rung of a bracket, the first ones up to this number go on without comparison.
+            At each rung, the first ones up to this number go on without comparison.
         value:
             ``"best"`` compares the best values so far, which noise harms less, ``"last"`` the
             last ones.
@@ -77,14 +79,8 @@ class HyperbandPruner(BasePruner):
         min_trials: int = 0,
         value: Literal["best", "last"] = "best",
     ) -> None:
-        self._brackets = hyperband(min_resource, max_resource, reduction_factor=reduction_factor)
-        self._field = Field(first_step=first_step, min_trials=min_trials, value=value)
+        brackets = hyperband(min_resource, max_resource, reduction_factor=reduction_factor)
+        self._field = Field(brackets, first_step=first_step, min_trials=min_trials, value=value)
 
     def prune(self, study: Study, trial: FrozenTrial) -> bool:
-        own = bracket_of(trial.number, self._brackets)
-        return self._field.is_cut(
-            study,
-            trial,
-            self._brackets[own],
-            competes=lambda other: bracket_of(other.number, self._brackets) == own,
-        )
+        return self._field.is_cut(study, trial)

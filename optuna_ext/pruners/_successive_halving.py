@@ -96,10 +96,10 @@ class SuccessiveHalvingPruner(BasePruner):
         min_trials: int = 0,
         value: Literal["best", "last"] = "best",
     ) -> None:
-        self._bracket = successive_halving(
+        bracket = successive_halving(
             min_resource, max_resource, reduction_factor=reduction_factor, n_cuts=n_cuts, keep=9
         )
-        self._field = Field(first_step=first_step, min_trials=min_trials, value=value)
+        self._field = Field([bracket], first_step=first_step, min_trials=min_trials, value=value)
 
     def prune(self, study: Study, trial: FrozenTrial) -> bool:
-        return self._field.is_cut(study, trial, self._bracket)
+        return self._field.is_cut(study, trial)

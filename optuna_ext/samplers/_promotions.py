@@ -41,33 +41,33 @@ class Promotions(Protocol):
 class Asynchronous:
     """ASHA (Li et al. 2020): whoever is among the best of a rung by now may go on.
 
-    Rungs are scanned from the top, each from its best trial. Nobody goes on from a rung before as
-    many have reached it as in a synchronous round, sixteen at most. Halving needs that many
-    anyway to bring the first one to the end, and the best of a few would only take the time of
-    better ones that are still to come.
+    Rungs are scanned from the top, each from its best trial, whatever the bracket: a bracket only
+    decides at which rung one first competes. Nobody goes on from a rung before as many have
+    reached it as in a synchronous round of the first bracket, sixteen at most. Halving needs that
+    many anyway to bring the first one to the end, and the best of a few would only take the time
+    of better ones that are still to come.
 
     Args:
-        brackets: The brackets.
+        brackets: The brackets, the one with the rungs of all of them first.
     """
 
     def __init__(self, brackets: Sequence[Bracket]) -> None:
         self._brackets = tuple(brackets)
-        cuts = [
-            (b, k) for b, bracket in enumerate(brackets) for k in range(len(bracket.rungs) - 1)
-        ]
-        self._cuts = sorted(cuts, key=lambda cut: (-brackets[cut[0]].rungs[cut[1]], cut))
 
     def next(self, ladder: Ladder, taken: Collection[int]) -> Climber | None:
-        for bracket, rung in self._cuts:
-            field = ladder.field(bracket, rung)
-            if len(field) < min(_MANY, self._brackets[bracket].sizes[rung]):
+        first = self._brackets[0]
+        cuts = [*zip(first.rungs, first.sizes, strict=True)][:-1]
+        for rung, size in reversed(cuts):
+            field = ladder.field(rung)
+            if len(field) < min(_MANY, size):
                 continue
             # Unlike when trials are stopped for good, nobody is the best of too few: one that is
             # paused loses nothing by waiting.
-            n_best = len(field) // self._brackets[bracket].reduction_factor
+            n_best = len(field) // first.reduction_factor
             for is_nan, _, _, number in field[:n_best]:
                 climber = ladder.climbers[number]
-                if not is_nan and _may_go_on(climber, rung, taken):
+                rungs = self._brackets[climber.bracket].rungs
+                if not is_nan and _may_go_on(climber, rungs.index(rung), taken):
                     return climber
         return None
 

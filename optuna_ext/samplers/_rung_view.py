@@ -39,8 +39,9 @@ class RungView:
     """The trials of a study as a sampler sees it that learns from one rung.
 
     Every set of parameters is one trial, that was born with it: complete, with the value that it
-    had at the rung, if it has got there; running, if it may still get there. All numbers are as
-    they were, and the trials that went on with others' parameters wait, which no sampler minds.
+    had at the rung, if it has got there; running, if it may still get there; pruned, if its
+    objective has given it up. All numbers are as they were, and the trials that went on with
+    others' parameters wait, which no sampler minds.
 
     Args:
         step: The step with which the rung is reached.
@@ -80,7 +81,7 @@ class RungView:
         trial.values = climber.tip.values  # if it ended before the rung
         trial.state = TrialState.COMPLETE
         if score is None and climber.tip.state != TrialState.COMPLETE:
-            trial.state = TrialState.RUNNING
+            trial.state = TrialState.PRUNED if climber.is_given_up else TrialState.RUNNING
             return trial
         if score is not None and math.isnan(score[0]):  # which a complete trial cannot have
             trial.state = TrialState.PRUNED

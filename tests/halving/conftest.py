@@ -2,8 +2,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from typing import Any
 
 import optuna
+from optuna.samplers import RandomSampler
 from optuna.storages import BaseStorage
 from optuna.study import Study
 from optuna.trial import Trial
@@ -54,6 +56,21 @@ def study_of() -> Callable[..., Study]:
             sampler=pair.sampler,
             pruner=pair.pruner,
             load_if_exists=storage is not None,
+        )
+
+    return create
+
+
+@pytest.fixture
+def study_of_nine(study_of: Callable[..., Study]) -> Callable[..., Study]:
+    """Make a study whose trials train for nine epochs and are compared after one and three."""
+
+    def create(**arguments: Any) -> Study:
+        base_sampler = arguments.pop("base_sampler", RandomSampler(seed=0))
+        return study_of(
+            SuccessiveHalving(
+                max_resource=9, reduction_factor=3, base_sampler=base_sampler, **arguments
+            )
         )
 
     return create

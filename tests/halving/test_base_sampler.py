@@ -9,6 +9,7 @@ from optuna.samplers import RandomSampler
 from optuna.samplers import TPESampler
 from optuna.study import Study
 from optuna.trial import FrozenTrial
+from optuna.trial import Trial
 from optuna.trial import TrialState
 import pytest
 
@@ -31,9 +32,11 @@ class _Spy(RandomSampler):
         self.told.append(trial.number)
 
 
-def test_the_base_sampler_sees_one_budget_and_no_segments(study_of: Any, train_for: Any) -> None:
+def test_the_base_sampler_sees_one_budget_and_no_segments(
+    study_of_nine: Any, train_for: Any
+) -> None:
     spy = _Spy()
-    study = study_of(SuccessiveHalving(max_resource=9, reduction_factor=3, base_sampler=spy))
+    study = study_of_nine(base_sampler=spy)
     training = train_for(9)
     study.optimize(training, n_trials=120)
     trials = study.get_trials()
@@ -59,6 +62,31 @@ def test_the_base_sampler_sees_one_budget_and_no_segments(study_of: Any, train_f
     assert waiting.isdisjoint(born)
 
 
+def test_the_base_sampler_sees_who_was_given_up(study_of: Any) -> None:
+    """A model has to learn where the objective stops trainings, as when they diverge."""
+    spy = _Spy()
+    study = study_of(SuccessiveHalving(min_resource=2, max_resource=8, base_sampler=spy))
+
+    def objective(trial: Trial) -> float:
+        x = trial.suggest_float("x", 0, 1)
+        trial.report(x, 1)
+        if x < 0.6:
+            raise optuna.TrialPruned
+        trial.report(x, 2)
+        raise optuna.TrialPruned
+
+    study.optimize(objective, n_trials=5)
+    for seen in spy.seen[-1][:-1]:
+        given_up = seen.params["x"] < 0.6
+        assert seen.state == (TrialState.PRUNED if given_up else TrialState.COMPLETE)
+        assert seen.value == seen.params["x"]
+    assert {seen.state for seen in spy.seen[-1]} == {
+        TrialState.PRUNED,
+        TrialState.COMPLETE,
+        TrialState.RUNNING,
+    }
+
+
 @pytest.mark.parametrize(
     "base",
     [
@@ -70,23 +98,16 @@ def test_the_base_sampler_sees_one_budget_and_no_segments(study_of: Any, train_f
     ],
 )
 def test_any_base_sampler(
-    base: Callable[[], BaseSampler], study_of: Any, train_for: Any, check_lineages: Any
+    base: Callable[[], BaseSampler], study_of_nine: Any, train_for: Any, check_lineages: Any
 ) -> None:
     pytest.importorskip("torch")
-    study = study_of(SuccessiveHalving(max_resource=9, reduction_factor=3, base_sampler=base()))
+    study = study_of_nine(base_sampler=base())
     study.optimize(train_for(9), n_trials=30)
     check_lineages(study)
 
 
-def test_a_range_that_has_changed_since(study_of: Any) -> None:
-    study = study_of(
-        SuccessiveHalving(
-            max_resource=9,
-            reduction_factor=3,
-            n_trials_per_round=3,
-            base_sampler=RandomSampler(seed=0),
-        )
-    )
+def test_a_range_that_has_changed_since(study_of_nine: Any) -> None:
+    study = study_of_nine(n_trials_per_round=3)
     for value, x in ((0.0, 0.9), (1.0, 0.2), (1.0, 0.3)):
         study.enqueue_trial({"x": x})
         trial = study.ask()

@@ -20,22 +20,17 @@ from optuna_ext._bulk import BulkStorage
 
 
 def test_a_slow_worker_takes_up_a_later_trial(
-    study_of: Any, train_for: Any, check_lineages: Any
+    study_of_nine: Any, train_for: Any, check_lineages: Any
 ) -> None:
     """Its trial was created before the parent was, but looks for one only now."""
-    pair = SuccessiveHalving(
-        max_resource=9,
-        reduction_factor=3,
-        n_trials_per_round=3,
-        base_sampler=RandomSampler(seed=0),
-    )
-    study = study_of(pair)
+    study = study_of_nine(n_trials_per_round=3)
+    sampler = study.sampler
     study.sampler = RandomSampler(seed=1)
     slow = study.ask()
-    study.sampler = pair.sampler
+    study.sampler = sampler
     training = train_for(9)
     study.optimize(training, n_trials=3)
-    pair.sampler.before_trial(study, slow._cached_frozen_trial)
+    sampler.before_trial(study, slow._cached_frozen_trial)
     parent = slow.user_attrs["parent"]
     assert parent in (1, 2, 3)
     study.optimize(training, n_trials=1)
@@ -51,16 +46,11 @@ def test_a_slow_worker_takes_up_a_later_trial(
     check_lineages(study)
 
 
-def test_a_claim_gives_way_to_one_that_was_there_before(study_of: Any, train_for: Any) -> None:
+def test_a_claim_gives_way_to_one_that_was_there_before(
+    study_of_nine: Any, train_for: Any
+) -> None:
     """Another worker claims the same parent between our look and our claim."""
-    study = study_of(
-        SuccessiveHalving(
-            max_resource=9,
-            reduction_factor=3,
-            n_trials_per_round=3,
-            base_sampler=RandomSampler(seed=0),
-        )
-    )
+    study = study_of_nine(n_trials_per_round=3)
     study.optimize(train_for(9), n_trials=3)
     rival = study.ask()
     parent = rival.user_attrs["parent"]
@@ -140,10 +130,10 @@ def test_processes_promote_nobody_twice(
     check_lineages(study)
 
 
-def test_threads_promote_nobody_twice(study_of: Any, train_for: Any, check_lineages: Any) -> None:
-    study = study_of(
-        SuccessiveHalving(max_resource=9, reduction_factor=3, base_sampler=RandomSampler(seed=0))
-    )
+def test_threads_promote_nobody_twice(
+    study_of_nine: Any, train_for: Any, check_lineages: Any
+) -> None:
+    study = study_of_nine()
     training = train_for(9)
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(lambda _: study.optimize(training, n_trials=20), range(4)))

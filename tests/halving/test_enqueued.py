@@ -9,10 +9,8 @@ import pytest
 from optuna_ext import SuccessiveHalving
 
 
-def test_enqueued_parameters_are_born(study_of: Any, train_for: Any) -> None:
-    study = study_of(
-        SuccessiveHalving(max_resource=9, reduction_factor=3, base_sampler=RandomSampler(seed=0))
-    )
+def test_enqueued_parameters_are_born(study_of_nine: Any, train_for: Any) -> None:
+    study = study_of_nine()
     training = train_for(9)
     study.optimize(training, n_trials=3)  # one of them may be promoted
     study.enqueue_trial({"x": 0.0, "kind": "plain"})
@@ -25,11 +23,9 @@ def test_enqueued_parameters_are_born(study_of: Any, train_for: Any) -> None:
 
 @pytest.mark.parametrize(("parent", "rung"), [(0, 1), (99, 0)])
 def test_the_user_may_choose_a_parent(
-    parent: int, rung: int, study_of: Any, train_for: Any
+    parent: int, rung: int, study_of_nine: Any, train_for: Any
 ) -> None:
-    study = study_of(
-        SuccessiveHalving(max_resource=9, reduction_factor=3, base_sampler=RandomSampler(seed=0))
-    )
+    study = study_of_nine()
     training = train_for(9)
     study.optimize(training, n_trials=1)
     study.enqueue_trial({"x": 0.0, "kind": "plain"}, user_attrs={"parent": parent})

@@ -28,15 +28,13 @@ def test_the_ladder_is_the_same_read_at_once_or_step_by_step(
             fresh = new()
             fresh.update(study.get_trials())
             assert fresh.climbers.keys() == ladder.climbers.keys()
-            for number, bracket in enumerate(brackets):
-                for rung in range(len(bracket.rungs)):
-                    field = [place[-1] for place in ladder.field(number, rung)]
-                    scores = {
-                        root: climber.scores[rung]
-                        for root, climber in fresh.climbers.items()
-                        if climber.bracket == number and len(climber.scores) > rung
-                    }
-                    assert field == ranking(scores)
+            for rung in brackets[0].rungs:
+                field = [place[-1] for place in ladder.field(rung)]
+                scores = {
+                    root: dict(zip(brackets[climber.bracket].rungs, climber.scores, strict=False))
+                    for root, climber in fresh.climbers.items()
+                }
+                assert field == ranking({n: s[rung] for n, s in scores.items() if rung in s})
             for root, climber in fresh.climbers.items():
                 assert climber.reports == ladder.climbers[root].reports
                 assert climber.scores == ladder.climbers[root].scores

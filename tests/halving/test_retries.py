@@ -6,21 +6,19 @@ from typing import Any
 
 import optuna
 from optuna.samplers import RandomSampler
+from optuna.trial import Trial
 from optuna.trial import TrialState
+import pytest
 
 from optuna_ext import SobolSampler
 from optuna_ext import SuccessiveHalving
 
 
-def test_restarts_change_nothing(study_of: Any, train_for: Any) -> None:
+def test_restarts_change_nothing(study_of_nine: Any, train_for: Any) -> None:
     """A new sampler for every trial leads to the same study as one for all of them."""
 
     def run(*, restart: bool) -> list[tuple[Any, ...]]:
-        study = study_of(
-            SuccessiveHalving(
-                max_resource=9, reduction_factor=3, base_sampler=SobolSampler(seed=0)
-            )
-        )
+        study = study_of_nine(base_sampler=SobolSampler(seed=0))
         training = train_for(9)
         for _ in range(30):
             if restart:
@@ -31,15 +29,8 @@ def test_restarts_change_nothing(study_of: Any, train_for: Any) -> None:
     assert run(restart=True) == run(restart=False)
 
 
-def test_a_failed_promotion_is_tried_again(study_of: Any, train_for: Any) -> None:
-    study = study_of(
-        SuccessiveHalving(
-            max_resource=9,
-            reduction_factor=3,
-            n_trials_per_round=3,
-            base_sampler=RandomSampler(seed=0),
-        )
-    )
+def test_a_failed_promotion_is_tried_again(study_of_nine: Any, train_for: Any) -> None:
+    study = study_of_nine(n_trials_per_round=3)
     training = train_for(9)
     study.optimize(training, n_trials=3)
     for n_failures in range(4):
@@ -52,15 +43,37 @@ def test_a_failed_promotion_is_tried_again(study_of: Any, train_for: Any) -> Non
         study.tell(trial, state=TrialState.FAIL)
 
 
-def test_a_dead_workers_promotion_is_not_lost(study_of: Any, train_for: Any) -> None:
-    study = study_of(
-        SuccessiveHalving(
-            max_resource=9,
-            reduction_factor=3,
-            n_trials_per_round=3,
-            base_sampler=RandomSampler(seed=0),
-        )
+@pytest.mark.parametrize("synchronous", [True, False])
+def test_who_is_given_up_by_the_objective_is_left_alone(synchronous: bool, study_of: Any) -> None:
+    """It ends as pruned, as one that is paused, but has not come to the rung that it was to."""
+    pair = SuccessiveHalving(
+        min_resource=1,
+        max_resource=4,
+        synchronous=synchronous,
+        base_sampler=RandomSampler(seed=0),
     )
+    study = study_of(pair)
+
+    def objective(trial: Trial) -> float:
+        x = trial.suggest_float("x", 0, 1)
+        for epoch in range(2 ** trial.user_attrs["rung"] // 2 + 1, 5):
+            if epoch == 3 and x < 0.5:
+                raise optuna.TrialPruned
+            trial.report(x, epoch)
+            if trial.should_prune():
+                raise optuna.TrialPruned
+        return x
+
+    study.optimize(objective, n_trials=80)
+    trials = study.get_trials()
+    given_up = [t.number for t in trials if t.user_attrs["rung"] == 2 and t.params["x"] < 0.5]
+    parents = [t.user_attrs.get("parent") for t in trials]
+    assert given_up
+    assert not set(given_up) & set(parents)
+
+
+def test_a_dead_workers_promotion_is_not_lost(study_of_nine: Any, train_for: Any) -> None:
+    study = study_of_nine(n_trials_per_round=3)
     study.optimize(train_for(9), n_trials=3)
     orphan = study.ask()
     parent = orphan.user_attrs["parent"]

@@ -120,6 +120,26 @@ def test_nobody_goes_on_before_a_round_is_there(study_of: Any) -> None:
     assert parents == [None, None, None, None, 0, 3, 4, None, 7]
 
 
+def test_asynchronous_brackets_meet_at_their_rungs(study_of: Any, train_for: Any) -> None:
+    """Who goes on is one of the best of its rung, where all brackets compete that have it."""
+    pair = Hyperband(max_resource=8, base_sampler=RandomSampler(seed=0))
+    study = study_of(pair)
+    training = train_for(8)
+    promoted = []
+    for _ in range(150):
+        before = study.get_trials()
+        study.optimize(training, n_trials=1)
+        parent = study.trials[-1].user_attrs.get("parent")
+        if parent is not None:
+            rung = before[parent].last_step
+            assert rung is not None
+            field = [t for t in before if t.last_step == rung]
+            best = sorted(field, key=lambda t: t.intermediate_values[rung])[: len(field) // 2]
+            assert parent in [t.number for t in best]
+            promoted.append((rung, before[parent].user_attrs["bracket"]))
+    assert set(promoted) == {(1, 0), (2, 0), (2, 1), (4, 0), (4, 1), (4, 2)}
+
+
 def test_hyperband_keeps_to_its_plan(study_of: Any, train_for: Any, check_lineages: Any) -> None:
     pair = Hyperband(
         max_resource=9, reduction_factor=3, synchronous=True, base_sampler=RandomSampler(seed=1)

@@ -211,16 +211,19 @@ def test_steps_that_nobody_expects() -> None:
     assert bad.should_prune()
 
 
-def test_brackets_of_hyperband_do_not_mix() -> None:
+def test_brackets_of_hyperband_meet_at_their_rungs() -> None:
     n, epochs = 40, 9
     curves = np.random.default_rng(1).normal(size=(n, epochs))
     reached = run_in_step(ask(HyperbandPruner(max_resource=epochs, reduction_factor=3), n), curves)
     brackets = hyperband(1, epochs, reduction_factor=3)
-    homes = np.array([bracket_of(number, brackets) for number in range(n)])
-    for index, bracket in enumerate(brackets):
-        members = homes == index
-        assert reached[members].tolist() == halve(curves[members], bracket.rungs, 3).tolist()
-    assert set(homes) == {0, 1, 2}
+    homes = [brackets[bracket_of(number, brackets)] for number in range(n)]
+    wanted = np.full(n, epochs)
+    for rung in (1, 3):
+        field = [i for i in range(n) if rung in homes[i].rungs and wanted[i] == epochs]
+        best = sorted(field, key=lambda i: curves[i, :rung].min())
+        wanted[best[len(field) // 3 :]] = rung
+    assert reached.tolist() == wanted.tolist()
+    assert {brackets.index(home) for home in homes} == {0, 1, 2}
 
 
 @pytest.mark.parametrize(
