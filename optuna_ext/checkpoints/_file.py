@@ -18,7 +18,6 @@ from optuna_ext.checkpoints._packed import Packed
 from optuna_ext.checkpoints._recent import Recent
 
 
-_FORMAT = 2
 _IN_MEMORY = 1 << 28  # bytes; what is larger is prepared on the disk
 _CHUNK = 1 << 20
 _MAGIC = b"PK\x03\x04"  # a zip archive; what torch wrote before was a bare pickle
@@ -38,7 +37,7 @@ def dump(content: Packed, *, directory: Path | None = None) -> tuple[BinaryIO, i
     """
     file = _room(content.size, directory)
     try:
-        torch.save({"format": _FORMAT, **vars(content)}, file)
+        torch.save({"format": 2, **vars(content)}, file)
     except BaseException as error:
         file.close()
         if isinstance(error, RuntimeError) and isinstance(error.__context__, OSError):

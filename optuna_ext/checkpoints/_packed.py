@@ -23,9 +23,13 @@ from torch import Tensor
 
 _ARRAY = "optuna_ext:array"  # the only key of what stands for an array,
 _TENSOR = "optuna_ext:tensor"  # and for a tensor
-_NUMBERS = (bool, int, float, complex)
-_SIMPLE = frozenset((*_NUMBERS, type(None), str, bytes, torch.Size, torch.device, torch.dtype))
-_FLAT = frozenset(  # what is frequent, uint32 and uint8 in states of random numbers
+_SIMPLE = frozenset(
+    (
+        *(bool, int, float, complex, type(None), str, bytes),
+        *(torch.Size, torch.device, torch.dtype),
+    )
+)
+_FLAT = frozenset(  # what there is much of; uint8 and uint32 are states of random numbers
     (
         *(torch.float32, torch.float64, torch.float16, torch.bfloat16),
         *(torch.int64, torch.uint8, torch.uint32),
@@ -37,12 +41,12 @@ _Shapes = dict[int, tuple[int, ...]]  # by number
 
 @dataclass(frozen=True)
 class Packed:
-    """A content without what was no part of it, such as the rest of a tensor's storage.
+    """What a checkpoint holds, taken apart; not to be changed.
 
     Attributes:
-        tree: Plain values in containers, with numbers in the place of tensors.
-        flats: Flat tensors, and the shapes of those that were laid side by side there, in order.
-        whole: The others.
+        tree: Plain values in containers, and in the place of every tensor its number.
+        flats: Tensors of one dimension, and the shapes of those that lie there side by side.
+        whole: The other tensors, by number.
     """
 
     tree: Any
@@ -174,7 +178,9 @@ def _loaded(saved: bytes) -> Packed:
 
 
 def _is_plain(tensor: Tensor) -> bool:
-    return type(tensor) is Tensor and tensor.layout is torch.strided
+    """Whether a tensor is nothing but numbers in its storage."""
+    is_lazy = tensor.is_conj() or tensor.is_neg()
+    return type(tensor) is Tensor and tensor.layout is torch.strided and not is_lazy
 
 
 def _size(tensor: Tensor) -> int:

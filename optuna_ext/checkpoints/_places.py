@@ -43,7 +43,7 @@ class Place:
     """
 
     path: Path | None = None  # a directory for what does not fit into memory; None: the system's
-    limit: float = 1 << 26  # bytes of which copies stay in memory
+    limit: float = 1 << 26  # bytes; of so much of what was written last, copies stay in memory
 
     def __init__(self, store: ArtifactStore, prefix: str = "") -> None:
         self._store = store
@@ -80,7 +80,7 @@ class Place:
         return self._store.open_reader(self._prefix + name)
 
     def write(self, name: str, file: Any) -> None:
-        """Write a file whole or not at all, over what has this name."""
+        """Write what :meth:`dump` returned, whole or not at all, over what has this name."""
         file.seek(0)
         self._store.write(self._prefix + name, file)
 

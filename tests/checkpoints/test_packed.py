@@ -35,8 +35,14 @@ def content(device: str = "cpu") -> dict[str, Any]:
         "views": [torch.arange(6).view(2, 3).T, torch.ones(1).expand(2, 2), torch.ones(9)[::3]],
         "kinds": [torch.ones(2).to(kind) for kind in KINDS],
         "sparse": torch.eye(2).to_sparse(),
-        "conjugate": torch.tensor([1j]).conj(),
+        "lazy": [torch.tensor([1j]), torch.tensor([1j]).conj(), *mirrored()],
     }
+
+
+def mirrored() -> tuple[Tensor, Tensor]:
+    """Two tensors of other numbers in the same storage."""
+    one = torch.tensor([1j])
+    return one.imag, one.conj().imag
 
 
 KINDS = [
@@ -103,7 +109,8 @@ def spoil(content: dict[str, Any]) -> None:
     content["nested"][0][1][0].zero_()
     content["array"][:] = 0
     content["counter"].clear()
-    content["kinds"][0].zero_()
+    for tensor in content["kinds"]:
+        tensor.copy_(torch.zeros(2).to(tensor.dtype))
 
 
 def test_what_comes_back_holds_no_more_than_itself() -> None:
