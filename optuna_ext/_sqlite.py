@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Container
 from collections.abc import Iterator
+from collections.abc import Mapping
 from collections.abc import Sequence
 from contextlib import closing
 from contextlib import contextmanager
@@ -123,19 +124,23 @@ class SQLiteStorage(RDBStorage):
             )
 
     def set_trial_user_attr(self, trial_id: int, key: str, value: Any) -> None:
-        self._set_attr("trial_user_attributes", trial_id, key, value)
+        self._set_attrs("trial_user_attributes", trial_id, {key: value})
+
+    def set_trial_user_attrs(self, trial_id: int, attrs: Mapping[str, Any]) -> None:
+        """Write several attributes in one transaction."""
+        self._set_attrs("trial_user_attributes", trial_id, attrs)
 
     def set_trial_system_attr(self, trial_id: int, key: str, value: Any) -> None:
-        self._set_attr("trial_system_attributes", trial_id, key, value)
+        self._set_attrs("trial_system_attributes", trial_id, {key: value})
 
-    def _set_attr(self, table: str, trial_id: int, key: str, value: Any) -> None:
-        text = json.dumps(value)
+    def _set_attrs(self, table: str, trial_id: int, attrs: Mapping[str, Any]) -> None:
+        rows = [(trial_id, key, json.dumps(value)) for key, value in attrs.items()]
         with self._transaction("IMMEDIATE") as cursor:
             _updatable(cursor, trial_id)
-            cursor.execute(
+            cursor.executemany(
                 f"INSERT INTO {table} (trial_id, key, value_json) VALUES (?, ?, ?) "
                 "ON CONFLICT (trial_id, key) DO UPDATE SET value_json = excluded.value_json",
-                (trial_id, key, text),
+                rows,
             )
 
     def set_trial_state_values(

@@ -18,6 +18,7 @@ import logging
 import os
 from pathlib import Path
 import tempfile
+import threading
 import time
 from typing import Any
 
@@ -218,11 +219,14 @@ def _study(
     setting: Setting, seed: int, storage: optuna.storages.BaseStorage, store: CheckpointStore
 ) -> Callable[[str, int], Timing]:
     clock = _Clock()
+    thread = threading.local()  # builds a network once, as an actor of Ray does
 
     def objective(trial: Trial) -> float:
         lr = trial.suggest_float("lr", *_LR, log=True)
         momentum = trial.suggest_float("momentum", *_MOMENTUM)
-        member = Member(setting, 1000 * seed + trial.number)
+        if "parent" not in trial.user_attrs or not hasattr(thread, "member"):
+            thread.member = Member(setting, 1000 * seed + trial.number)
+        member: Member = thread.member
         member.set({"lr": lr, "momentum": momentum})
         run = store.resume(
             trial, model=member.model, optimizer=member.optimizer, generator=member.generator

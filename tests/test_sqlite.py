@@ -180,6 +180,20 @@ def test_what_is_over_or_unknown(tmp_path: Path, disposed: Disposed, new_study: 
         assert storage.get_trial(trial._trial_id).user_attrs == {}
 
 
+def test_attributes_are_written_together_or_not_at_all(
+    tmp_path: Path, disposed: Disposed, new_study: NewStudy
+) -> None:
+    with disposed(sqlite(tmp_path / "study.db")) as storage:
+        assert isinstance(storage, SQLiteStorage)
+        trial_id = new_study(storage).ask()._trial_id
+        with pytest.raises(TypeError, match="not JSON serializable"):
+            storage.set_trial_user_attrs(trial_id, {"a": 1, "b": object()})
+        assert storage.get_trial(trial_id).user_attrs == {}
+        storage.set_trial_user_attrs(trial_id, {"b": 1, "a": [2]})
+        storage.set_trial_user_attrs(trial_id, {"b": 3})
+        assert [*storage.get_trial(trial_id).user_attrs.items()] == [("b", 3), ("a", [2])]
+
+
 def test_a_lock_that_never_comes_free_is_an_error_of_the_storage(
     tmp_path: Path, disposed: Disposed, new_study: NewStudy
 ) -> None:

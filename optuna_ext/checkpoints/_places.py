@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 import contextlib
 import io
+import math
 import os
 from pathlib import Path
 import re
@@ -20,6 +21,9 @@ from optuna.artifacts import FileSystemArtifactStore
 from optuna.artifacts.exceptions import ArtifactNotFound
 
 from optuna_ext._rdb import accept_experimental
+from optuna_ext.checkpoints import _file
+from optuna_ext.checkpoints._packed import Packed
+from optuna_ext.checkpoints._recent import Recent
 
 
 if TYPE_CHECKING:
@@ -39,18 +43,46 @@ class Place:
     """
 
     path: Path | None = None  # a directory for what does not fit into memory; None: the system's
+    limit: float = 1 << 26  # bytes; of so much of what was written last, copies stay in memory
 
     def __init__(self, store: ArtifactStore, prefix: str = "") -> None:
         self._store = store
         self._prefix = prefix
+        self._recent = Recent(self.limit)
 
-    def open(self, name: str) -> BinaryIO:
-        """Open a file; ``ArtifactNotFound`` if there is none of this name."""
+    def dump(self, content: Packed) -> tuple[contextlib.AbstractContextManager[Any], int, str]:
+        """Return what :meth:`write` writes, its size and its SHA-256."""
+        file, size, sha256 = _file.dump(content, directory=self.path)
+        self._recent.put(sha256, content)
+        return file, size, sha256
+
+    def load(self, name: str, *, size: int, sha256: str) -> Any:
+        """Return the content of a file.
+
+        Raises:
+            ArtifactNotFound: If there is no file of this name.
+            UnusableError: If it is another file.
+        """
+        with self._open(name) as stream:
+            return _file.load(
+                stream, size=size, sha256=sha256, recent=self._recent, directory=self.path
+            )
+
+    def is_whole(self, name: str, sha256: str) -> bool:
+        """Return whether there is a file of this name, and unchanged."""
+        try:
+            with self._open(name) as stream:
+                return _file.sha256_of(stream) == sha256
+        except (ArtifactNotFound, OSError):
+            return False
+
+    def _open(self, name: str) -> BinaryIO:
         return self._store.open_reader(self._prefix + name)
 
-    def write(self, name: str, content: BinaryIO) -> None:
-        """Write a file whole or not at all, over what has this name."""
-        self._store.write(self._prefix + name, content)
+    def write(self, name: str, file: Any) -> None:
+        """Write what :meth:`dump` returned, whole or not at all, over what has this name."""
+        file.seek(0)
+        self._store.write(self._prefix + name, file)
 
     def remove(self, name: str) -> None:
         """Delete a file, if there is one of this name."""
@@ -100,14 +132,15 @@ class Directory(Place):
     def __str__(self) -> str:
         return str(self.path)
 
-    def write(self, name: str, content: BinaryIO) -> None:
+    def write(self, name: str, file: Any) -> None:
         """Write a file whole or not at all: power may fail at any moment."""
         aside = self.path / f"{name}.{uuid.uuid4().hex}.tmp"
+        file.seek(0)
         try:
-            with aside.open("xb") as file:
-                shutil.copyfileobj(content, file, 1 << 20)
-                file.flush()
-                os.fsync(file.fileno())
+            with aside.open("xb") as opened:
+                shutil.copyfileobj(file, opened, 1 << 20)
+                opened.flush()
+                os.fsync(opened.fileno())
             aside.replace(self.path / name)
         except BaseException:
             aside.unlink(missing_ok=True)
@@ -151,38 +184,51 @@ class Directory(Place):
 
 
 class _Memory(Place):
-    """Files that only this process sees, gone with it."""
+    """What only this process sees, gone with it, and never made a file."""
+
+    limit = math.inf
 
     def __init__(self) -> None:
-        self._files: dict[str, tuple[bytes, float]] = {}
+        self._kept: dict[str, tuple[Packed, float]] = {}
 
     def __str__(self) -> str:
         return "memory"
 
-    def open(self, name: str) -> BinaryIO:
-        if name not in self._files:
-            raise ArtifactNotFound("not found")
-        return io.BytesIO(self._files[name][0])
+    def dump(self, content: Packed) -> tuple[contextlib.AbstractContextManager[Any], int, str]:
+        return contextlib.nullcontext(content), content.size, content.sha256()
 
-    def write(self, name: str, content: BinaryIO) -> None:
-        self._files[name] = content.read(), time.time()
+    def load(self, name: str, *, size: int, sha256: str) -> Any:
+        del size, sha256
+        if name not in self._kept:
+            raise ArtifactNotFound("not found")
+        return self._kept[name][0].unpack(copy=True)
+
+    def is_whole(self, name: str, sha256: str) -> bool:
+        del sha256
+        return name in self._kept
+
+    def write(self, name: str, file: Any) -> None:
+        self._kept[name] = file, time.time()
 
     def remove(self, name: str) -> None:
-        self._files.pop(name, None)
+        self._kept.pop(name, None)
+
+    def check(self) -> None:
+        pass
 
     def renew(self, name: str) -> bool:
-        if name in self._files:
-            self._files[name] = self._files[name][0], time.time()
-        return name in self._files
+        if name in self._kept:
+            self.write(name, self._kept[name][0])
+        return name in self._kept
 
     def is_gone(self, name: str) -> bool:
-        return name not in self._files
+        return name not in self._kept
 
     def is_young(self, name: str, seconds: float) -> bool:
-        return name in self._files and time.time() - self._files[name][1] < seconds
+        return name in self._kept and time.time() - self._kept[name][1] < seconds
 
     def entries(self, start: str) -> Iterator[tuple[str, float]]:
-        for name, (_, written) in [*self._files.items()]:
+        for name, (_, written) in [*self._kept.items()]:
             if name.startswith(start):
                 yield name, time.time() - written
 

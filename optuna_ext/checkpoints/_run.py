@@ -6,8 +6,6 @@ from typing import Any
 from typing import TYPE_CHECKING
 
 from optuna_ext._checks import check_int
-from optuna_ext.checkpoints._file import FORMAT
-from optuna_ext.checkpoints._file import plain
 from optuna_ext.checkpoints._things import random_state
 from optuna_ext.checkpoints._things import set_random_state
 from optuna_ext.checkpoints._things import Things
@@ -76,13 +74,10 @@ class Run:
         step = check_int("step", step, low=self.step)
         started = time.monotonic()
         content = {
-            "format": FORMAT,
             "step": step,
-            "things": {
-                name: plain(state, name=name) for name, state in self._things.states().items()
-            },
-            "own": plain(self._things.own, name="own"),
-            "random": plain(random_state(self._things.devices()), name="random"),
+            "things": self._things.states(),
+            "own": self._things.own,
+            "random": random_state(self._things.devices()),
         }
         checkpoint = self._keep(content, step)
         self.step = step

@@ -5,14 +5,10 @@ from collections.abc import Mapping
 import contextlib
 import dataclasses
 import datetime
-import hashlib
-from io import BytesIO
 import math
 import os
 import time
 from typing import Any
-from typing import BinaryIO
-from typing import cast
 from typing import TYPE_CHECKING
 
 from optuna.artifacts.exceptions import ArtifactNotFound
@@ -20,15 +16,14 @@ from optuna.study import StudyDirection
 
 from optuna_ext._checks import check_int
 from optuna_ext._logs import get_logger
-from optuna_ext.checkpoints import _file
 from optuna_ext.checkpoints._candidates import candidates
 from optuna_ext.checkpoints._errors import CheckpointError
 from optuna_ext.checkpoints._errors import UnusableError
 from optuna_ext.checkpoints._names import is_ours
 from optuna_ext.checkpoints._names import name_of
 from optuna_ext.checkpoints._names import start_of
+from optuna_ext.checkpoints._packed import pack
 from optuna_ext.checkpoints._places import open_place
-from optuna_ext.checkpoints._recent import Recent
 from optuna_ext.checkpoints._retention import best_trials
 from optuna_ext.checkpoints._retention import needed
 from optuna_ext.checkpoints._run import Run
@@ -49,7 +44,6 @@ if TYPE_CHECKING:
 _logger = get_logger(__name__)
 _COLLECT_EVERY = 60.0  # seconds
 _SHARE = 0.01  # of the time that collecting may take
-_RECENT = 1 << 26  # bytes of which copies stay in memory
 
 
 class CheckpointStore:
@@ -144,7 +138,6 @@ class CheckpointStore:
         self._autosave = autosave
         self._grace = datetime.timedelta(seconds=grace)
         self._place = open_place(place)
-        self._recent = Recent(_RECENT)
         self._collect_at = 0.0
 
     def resume(self, trial: BaseTrial | FrozenTrial, /, **things: Any) -> Run:
@@ -324,28 +317,27 @@ class CheckpointStore:
         previous: Checkpoint | None,
     ) -> Checkpoint:
         """Write a checkpoint, then name it: a user attribute never names half a file."""
+        packed = pack(content, limit=self._place.limit)
         with self._in_a_sentence(trial, step):
-            file, size, sha256 = _file.dump(content, directory=self._place.path)
-        with file:
+            prepared, size, sha256 = self._place.dump(packed)
+        with prepared as file:
             name = name_of(start, sha256)
             if previous is not None and previous.artifact == name:  # nothing has changed
                 previous = previous.previous
             if previous is not None:
                 previous = dataclasses.replace(previous, previous=None)
-            if not (self._place.renew(name) and self._is_whole(name, sha256)):
+            if not (self._place.renew(name) and self._place.is_whole(name, sha256)):
                 self._put(name, file, trial, step)
             checkpoint = Checkpoint(
                 artifact=name, step=step, size=size, sha256=sha256, previous=previous
             )
             trial.set_user_attr(CHECKPOINT, checkpoint.to_dict())
-            self._recent.put(sha256, content, size)
             if self._place.is_gone(name):  # another worker held it for useless just before
                 self._put(name, file, trial, step)
         return checkpoint
 
-    def _put(self, name: str, file: BinaryIO, trial: BaseTrial | FrozenTrial, step: int) -> None:
+    def _put(self, name: str, file: Any, trial: BaseTrial | FrozenTrial, step: int) -> None:
         with self._in_a_sentence(trial, step):
-            file.seek(0)
             self._place.write(name, file)
 
     @contextlib.contextmanager
@@ -359,23 +351,11 @@ class CheckpointStore:
                 f"{_reason(error)}; the one before it is unchanged."
             ) from error
 
-    def _is_whole(self, name: str, sha256: str) -> bool:
+    def _read(self, checkpoint: Checkpoint) -> Any:
         try:
-            with self._place.open(name) as stream:
-                return hashlib.file_digest(cast(BytesIO, stream), "sha256").hexdigest() == sha256
-        except (ArtifactNotFound, OSError):
-            return False
-
-    def _read(self, checkpoint: Checkpoint) -> dict[str, Any]:
-        try:
-            with self._place.open(checkpoint.artifact) as stream:
-                return _file.load(
-                    stream,
-                    size=checkpoint.size,
-                    sha256=checkpoint.sha256,
-                    recent=self._recent,
-                    directory=self._place.path,
-                )
+            return self._place.load(
+                checkpoint.artifact, size=checkpoint.size, sha256=checkpoint.sha256
+            )
         except UnusableError:
             raise
         except ArtifactNotFound as error:

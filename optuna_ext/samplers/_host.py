@@ -16,12 +16,14 @@ from optuna.trial import Trial
 from optuna.trial import TrialState
 
 from optuna_ext._bulk import BulkStorage
+from optuna_ext._sqlite import SQLiteStorage
 
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from collections.abc import Container
     from collections.abc import Iterator
+    from collections.abc import Mapping
 
     from optuna.storages import BaseStorage
     from optuna.study import Study
@@ -76,8 +78,18 @@ def set_trial_user_attr(study: Study, trial: FrozenTrial, key: str, value: Any) 
     ``FrozenTrial.set_user_attr`` inside a sampler's hook changes a copy and is lost. The copy is
     what the objective and the pruner get to see, so it is changed, too.
     """
-    study._storage.set_trial_user_attr(trial._trial_id, key, value)
-    trial.user_attrs[key] = value
+    set_trial_user_attrs(study, trial, {key: value})
+
+
+def set_trial_user_attrs(study: Study, trial: FrozenTrial, attrs: Mapping[str, Any]) -> None:
+    """Write several of them in order, and where the storage is ours, in one transaction."""
+    backend = getattr(study._storage, "_backend", None)  # what Optuna's cache passes them on to
+    if isinstance(backend, SQLiteStorage):
+        backend.set_trial_user_attrs(trial._trial_id, attrs)
+    else:
+        for key, value in attrs.items():
+            study._storage.set_trial_user_attr(trial._trial_id, key, value)
+    trial.user_attrs.update(attrs)
 
 
 def exchange(study: Study) -> None:

@@ -237,10 +237,9 @@ class PopulationBasedTrainingSampler(BaseSampler):
                 _host.fail_trial(study, trial)
                 raise
             member, generation = slot % self._population_size, slot // self._population_size
-            if parent is not None:
-                _host.set_trial_user_attr(study, trial, PARENT, parent.number)
-            _host.set_trial_user_attr(study, trial, GENERATION, generation)
-            _host.set_trial_user_attr(study, trial, MEMBER, member)  # the last: now it is placed
+            place = {GENERATION: generation, MEMBER: member}  # the last: now it is placed
+            origin = {} if parent is None else {PARENT: parent.number}
+            _host.set_trial_user_attrs(study, trial, origin | place)
         else:
             parent = _parent_trial(table, trial)
         self._asked.add(study, trial)

@@ -132,10 +132,11 @@ def test_what_is_too_large_for_memory_is_prepared_where_it_goes(
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
     check(CheckpointStore(tmp_path / "kept"))
 
-    def fail(*_: Any) -> None:
-        raise OSError(28, "No space left on device")
+    class Short(io.BytesIO):
+        def write(self, _: Any) -> int:
+            raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(tempfile.SpooledTemporaryFile, "write", fail)
+    monkeypatch.setattr(tempfile, "TemporaryFile", lambda **_: Short())
     before = [*(tmp_path / "kept").iterdir()]
     with pytest.raises(CheckpointError, match="No space left on device; the one before") as caught:
         CheckpointStore(tmp_path / "kept").resume(FixedTrial({}), model=model(2.0)).save(1)

@@ -17,15 +17,16 @@ from torch import nn
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
-from optuna_ext.checkpoints import _store
+from optuna_ext.checkpoints import _places
 from optuna_ext.checkpoints import CheckpointError
 from optuna_ext.checkpoints import CheckpointStore
+from optuna_ext.checkpoints._recent import Recent
 
 
 @pytest.fixture(autouse=True)
 def from_files(monkeypatch: pytest.MonkeyPatch) -> None:
     """Read what was saved as another process would."""
-    monkeypatch.setattr(_store, "_RECENT", 0)
+    monkeypatch.setattr(_places, "Recent", lambda _: Recent(0))
 
 
 def net(seed: int = 0) -> nn.Module:
