@@ -12,8 +12,8 @@ and for the backward pass, the rest for shuffling and taking the rows. Compiled,
 3 us: 0.8 for shuffling, at 3 ns per number of ``torch.randperm``, the rest for one program that
 takes the rows, goes forward and backward, and of which the loss is a third. A loop that keeps
 everything in registers needs 1.6 us without shuffling; that is the floor. On 64-128-128-10 with 64
-rows and 32 members, two thirds of 136 us are products at the speed of the matrix routine, which is
-the floor there; the loss takes a ninth, Adam less.
+rows and 32 members, more than half of 136 us are products at the speed of the matrix routine,
+which is the floor there; the loss takes a ninth, Adam less.
 """
 
 from __future__ import annotations
