@@ -145,6 +145,7 @@ class Optimizers:
         flat = self._weights.flat
         wide = flat.shape[1] >= _ROW_BY_ROW
         if self.rule.kind is not SGD and wide and flat.is_cpu:
+            self._steps += 1
             self._step_rows(range(len(flat)), flat, gradients, *self.state.values())
             return
         update = self._sgd if self.rule.kind is SGD else self._adam
@@ -154,10 +155,11 @@ class Optimizers:
     def _step_rows(self, slots: Iterable[int], *matrices: Tensor) -> None:
         """Update members by torch's kernels; the matrices have a row for each of the slots."""
         for index, columns in enumerate(self._weights.groups):
+            steps = self._steps[:, index].unbind()
             rows = zip(*(matrix[:, columns].unbind() for matrix in matrices), strict=True)
             for slot, tensors in zip(slots, rows, strict=True):
                 if self._groups[slot]:
-                    self._call(slot, index, *([tensor] for tensor in tensors))
+                    self._call(slot, index, steps[slot], *([tensor] for tensor in tensors))
 
     def updater(self, slot: int) -> Callable[[Sequence[Tensor | None]], None]:
         """Give a function that updates one member by the gradients of its trained tensors.
@@ -169,18 +171,21 @@ class Optimizers:
         views = [weights.member_views(matrix[slot], slot) for matrix in matrices]
         lists = [[view[name] for name in names] for view in views]
         ends = [*itertools.accumulate(self.rule.sizes, initial=0)]
+        steps = self._steps[slot]
 
         @torch.no_grad()
         def update(gradients: Sequence[Tensor | None]) -> None:
+            steps.add_(1)
             for index, (begin, end) in enumerate(itertools.pairwise(ends)):
                 # torch's optimizers skip a parameter without a gradient.
                 used = [i for i in range(begin, end) if gradients[i] is not None]
                 params, *state = ([tensors[i] for i in used] for tensors in lists)
                 own = [g for g in gradients[begin:end] if g is not None]
-                self._call(slot, index, params, own, *state)
+                self._call(slot, index, steps[index], params, own, *state)
 
         @torch.no_grad()
         def update_padded(gradients: Sequence[Tensor | None]) -> None:
+            steps.add_(1)
             params, *state = (matrix[slot : slot + 1] for matrix in matrices)
             row = torch.zeros_like(params)
             views = weights.member_views(row[0], slot)
@@ -196,13 +201,13 @@ class Optimizers:
         self,
         slot: int,
         index: int,
+        step: Tensor,
         params: list[Tensor],
         gradients: list[Any],
         *state: list[Tensor],
     ) -> None:
-        """Let torch's own fused kernels update tensors of one member."""
+        """Let torch's own fused kernels update tensors of a member, in its ``step``-th step."""
         group = (self._groups[slot] or [])[index]
-        step = self._steps[slot, index]
         lr = float(group["lr"]) * self._factors[slot]
         if self.rule.kind is SGD:
             sgd(
@@ -213,13 +218,11 @@ class Optimizers:
                 weight_decay=float(group["weight_decay"]),
                 momentum=float(group["momentum"]),
                 lr=lr,
-                dampening=float(group["dampening"]) if step else 0.0,
+                dampening=float(group["dampening"]) if step > 1 else 0.0,
                 nesterov=group["nesterov"],
                 maximize=False,
             )
-            step += 1
             return
-        step += 1
         beta1, beta2 = group["betas"]
         mean, square = state
         # What torch.optim.adam.adam comes down to, which takes longer than a small member does.

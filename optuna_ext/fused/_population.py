@@ -66,7 +66,7 @@ class Population:
             multiplications per row, once for all populations of the process that train it by this
             loss, and saves 5 us per member and step of 256 rows: it pays off from about three
             million steps on. Other networks are compiled for each number of slots and rows.
-            Where there is no compiler, ``reason`` says so.
+            Where there is no compiler, or torch is older than 2.7, ``reason`` says so.
 
     Raises:
         ValueError: If ``slots`` is below 1, there is no such ``engine``, or populations do not

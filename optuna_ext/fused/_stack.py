@@ -9,11 +9,11 @@ cache.
 Where the time goes: the network 2-5-5-1 with 256 rows and 1,024 members takes 7 us per member and
 step, a ninth of it for the forward pass, a third each for the loss with its gradient (by autograd)
 and for the backward pass, the rest for shuffling and taking the rows. Compiled, it takes less than
-3 us: 0.8 for shuffling, 0.35 for taking the rows, 1.4 to 1.7 for the passes and the loss. A loop
-that keeps everything in registers needs 1.6 us for these; that is the floor. What is left over it
-is the order of the rows, at 3 ns per number of ``torch.randperm``. On 64-128-128-10 with 64 rows
-and 32 members, half of 136 us are products at the speed of the matrix routine, which is the floor
-there; the loss and Adam take a ninth each.
+3 us: 0.8 for shuffling, at 3 ns per number of ``torch.randperm``, the rest for one program that
+takes the rows, goes forward and backward, and of which the loss is a third. A loop that keeps
+everything in registers needs 1.6 us without shuffling; that is the floor. On 64-128-128-10 with 64
+rows and 32 members, more than half of 136 us are products at the speed of the matrix routine,
+which is the floor there; the loss takes a ninth, Adam less.
 """
 
 from __future__ import annotations

@@ -112,7 +112,7 @@ def compiled(layers: tuple[Dense, ...], loss: Callable[..., Tensor]) -> Step:
             if index:
                 columns = zip(*units[index][0], strict=True)
                 upstream = [
-                    _before(_product(column, upstream, None), h, layers[index - 1].relu)
+                    _before_activation(_product(column, upstream, None), h, layers[index - 1].relu)
                     for h, column in zip(below, columns, strict=True)
                 ]
         return losses, torch.cat([found[column] for column in range(len(found))], 1)
@@ -135,6 +135,6 @@ def _activated(z: Tensor, relu: bool | None) -> Tensor:
     return torch.relu(z) if relu else torch.tanh(z)
 
 
-def _before(upstream: Tensor, h: Tensor, relu: bool | None) -> Tensor:
+def _before_activation(upstream: Tensor, h: Tensor, relu: bool | None) -> Tensor:
     """The gradient before an activation that gave ``h``."""
     return torch.where(h <= 0, 0, upstream) if relu else (1 - h * h) * upstream

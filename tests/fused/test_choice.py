@@ -105,6 +105,36 @@ def test_a_compiled_step_is_the_same(
     assert_same(build, 3, *points, engine=engine, compile=True)
 
 
+@pytest.mark.parametrize("sizes", [[40, 40, 40], [20, 30, 40], [None, None, None]])
+@pytest.mark.parametrize("shared", [False, True])
+def test_what_is_compiled_gets_the_same_rows(
+    sizes: list[int | None],
+    shared: bool,
+    points: tuple[Tensor, Tensor],
+    mlp: Callable[..., nn.Sequential],
+    together: Callable[..., Population],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def loss(outputs: Tensor, y: Tensor) -> Tensor:
+        return binary_cross_entropy(outputs, y)
+
+    def member(i: int) -> Member:
+        model = mlp(i)
+        optimizer = Adam(model.parameters(), lr=0.01)
+        return Member(model=model, optimizer=optimizer, batch_size=sizes[i], seed=i)
+
+    monkeypatch.setattr(torch, "compile", lambda function, **options: function)
+    order = torch.arange(len(points[0])).flip(0).to(points[0].device) if shared else None
+    states = []
+    for compile in (True, False):
+        members = [member(i) for i in range(3)]
+        population = together(members, engine="stack", loss=loss, compile=compile)
+        losses = [population.train_epoch(*points, order=order) for _ in range(2)]
+        assert "Not compiled" not in population.reason
+        states.append((losses, [population.state_of(slot)["model"] for slot in range(3)]))
+    torch.testing.assert_close(*states, rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.parametrize("engine", ["auto", "stack"])
 def test_what_cannot_be_compiled_is_trained_as_it_is(
     engine: str,
