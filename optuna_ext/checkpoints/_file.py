@@ -15,9 +15,11 @@ import torch
 
 from optuna_ext.checkpoints._errors import UnusableError
 from optuna_ext.checkpoints._packed import Packed
+from optuna_ext.checkpoints._packed import unpacked
 from optuna_ext.checkpoints._recent import Recent
 
 
+_FORMAT = 1
 _IN_MEMORY = 1 << 28  # bytes; what is larger is prepared on the disk
 _CHUNK = 1 << 20
 _MAGIC = b"PK\x03\x04"  # a zip archive; what torch wrote before was a bare pickle
@@ -37,7 +39,7 @@ def dump(content: Packed, *, directory: Path | None = None) -> tuple[BinaryIO, i
     """
     file = _room(content.size, directory)
     try:
-        torch.save({"format": 2, **vars(content)}, file)
+        torch.save({"format": _FORMAT, **content.plain()}, file)
     except BaseException as error:
         file.close()
         if isinstance(error, RuntimeError) and isinstance(error.__context__, OSError):
@@ -77,13 +79,11 @@ def load(
         if digest.hexdigest() != sha256:
             raise UnusableError("was altered: its SHA-256 is another one")
         if kept is not None:
-            return kept.unpack(copy=True)
-        match content := _unpickled(file):
-            case {"format": 2, "tree": tree, "flats": flats, "whole": whole}:
-                return Packed(tree, flats, whole).unpack(copy=False)
-            case {"format": 1}:  # whose tensors were at their places in the tree
-                return Packed(content, [], {}).unpack(copy=False)
-    raise UnusableError("is of a format that this version does not know")
+            return kept.unpack()
+        content = _unpickled(file)
+    if not isinstance(content, dict) or content.pop("format", None) != _FORMAT:
+        raise UnusableError("is of a format that this version does not know")
+    return unpacked(content, {})
 
 
 def _unpickled(file: BinaryIO) -> Any:

@@ -10,6 +10,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 import hashlib
 from io import BytesIO
 import math
@@ -70,18 +71,21 @@ class Packed:
     def __reduce__(self) -> tuple[Callable[[bytes], Packed], tuple[bytes]]:
         return _loaded, (_saved(vars(self)),)  # Python's own pickles lack some kinds of numbers
 
-    def unpack(self, *, copy: bool) -> Any:
-        """Return the content.
+    def unpack(self) -> Any:
+        """Return a copy of the content."""
+        return unpacked(self.tree, self._tensors(copy=True))
 
-        Args:
-            copy: Whether tensors that are whole are copied; the others always are.
-        """
+    def plain(self) -> Any:
+        """Return the content as files have it, where arrays are tensors; tensors may be shared."""
+        return unpacked(self.tree, self._tensors(copy=False), arrays=False)
+
+    def _tensors(self, *, copy: bool) -> dict[int, Tensor]:
         tensors = {i: tensor.clone() if copy else tensor for i, tensor in self.whole.items()}
         for flat, shapes in self.flats:
             parts = torch.split(flat, [math.prod(shape) for shape in shapes.values()])
             for (i, shape), part in zip(shapes.items(), parts, strict=True):
                 tensors[i] = part.view(shape).clone()
-        return _unpacked(self.tree, tensors)
+        return tensors
 
 
 def pack(content: Mapping[str, Any], *, limit: float) -> Packed:
@@ -193,19 +197,30 @@ def _compact(tensor: Tensor) -> Tensor:
     return tensor.clone() if is_part else tensor
 
 
-def _unpacked(value: Any, tensors: Mapping[int, Tensor]) -> Any:
+def unpacked(value: Any, tensors: Mapping[int, Tensor], *, arrays: bool = True) -> Any:
+    """Return a content with everything in its place.
+
+    Args:
+        value:
+            The ``tree`` of a :class:`Packed`, or what a file holds.
+        tensors:
+            By their numbers in the tree.
+        arrays:
+            Whether arrays are made of the tensors that stand for them.
+    """
+    fill = partial(unpacked, tensors=tensors, arrays=arrays)
     kind = type(value)
     if kind is dict:
         if len(value) == 1:
             if _TENSOR in value:
                 return tensors[value[_TENSOR]]
-            if _ARRAY in value:
-                return _unpacked(value[_ARRAY], tensors).numpy()
-        return {key: _unpacked(entry, tensors) for key, entry in value.items()}
+            if _ARRAY in value and arrays:
+                return fill(value[_ARRAY]).numpy()
+        return {key: fill(entry) for key, entry in value.items()}
     if kind is OrderedDict:
-        ordered = OrderedDict((key, _unpacked(entry, tensors)) for key, entry in value.items())
-        ordered._metadata = _unpacked(value._metadata, tensors)  # type: ignore[attr-defined]
+        ordered = OrderedDict((key, fill(entry)) for key, entry in value.items())
+        ordered._metadata = fill(value._metadata)  # type: ignore[attr-defined]
         return ordered
     if kind in (list, tuple, set):
-        return kind(_unpacked(entry, tensors) for entry in value)
+        return kind(map(fill, value))
     return value.copy() if kind is Counter else value

@@ -201,7 +201,7 @@ class _Memory(Place):
         del size, sha256
         if name not in self._kept:
             raise ArtifactNotFound("not found")
-        return self._kept[name][0].unpack(copy=True)
+        return self._kept[name][0].unpack()
 
     def is_whole(self, name: str, sha256: str) -> bool:
         del sha256

@@ -53,7 +53,7 @@ KINDS = [
 
 
 def in_memory(packed: Packed) -> Any:
-    return packed.unpack(copy=True)
+    return packed.unpack()
 
 
 def from_file(packed: Packed, recent: Recent | None = None) -> Any:
@@ -134,20 +134,14 @@ def test_tied_weights_stay_one_tensor() -> None:
         assert one.data_ptr() == two.data_ptr()
 
 
-def test_files_of_the_first_format_are_read(tmp_path: Path) -> None:
-    old = {
-        "format": 1,
-        "model": {"weight": torch.ones(2)},
-        "x": {"optuna_ext:array": torch.ones(1)},
-    }
-    path = tmp_path / "old.pt"
-    torch.save(old, path)
-    with path.open("rb") as file:
-        sha256 = _file.sha256_of(file)
-        file.seek(0)
-        found = _file.load(file, size=path.stat().st_size, sha256=sha256, recent=Recent(0))
-    assert described(found["model"]) == described(old["model"])
-    np.testing.assert_array_equal(found["x"], [1.0])
+def test_a_file_is_one_as_torch_writes_it() -> None:
+    saved = content()
+    stream, _, _ = _file.dump(pack(saved, limit=math.inf))
+    with stream:
+        stream.seek(0)
+        found = torch.load(stream, weights_only=True)
+    assert described(found["model"]) == described(pack(saved, limit=math.inf).unpack()["model"])
+    np.testing.assert_array_equal(found["array"]["optuna_ext:array"], saved["array"])
 
 
 def test_what_is_recent_is_not_unpickled(monkeypatch: pytest.MonkeyPatch) -> None:
