@@ -157,11 +157,12 @@ def optimize(
         checkpoint_interval:
             Seconds between two checkpoints, ``checkpoint_interval > 0``.
         store:
-            Where trials were kept that were trained one by one, as ``model`` and ``optimizer``
-            (``model_1`` and so on in further folds) and, if the order of the rows is to go on,
-            ``generator``, one step an epoch: trials go on from these, too. It is only read:
-            nobody can go on one by one from trials that were trained together, which are not
-            kept there.
+            Where an objective that trains trials one by one keeps them: it may go on from those
+            that are trained here, and these from its. An epoch is a step. The names are ``model``,
+            ``optimizer`` (of the parameters that need a gradient) and, if the order of the rows is
+            to go on, ``generator``; ``model_1`` and so on in further folds. ``progress`` holds
+            ``value`` and ``notes``, what the trial is worth and what is recorded with it. Trials
+            are kept when they end: members of a population, paused trials and the best.
         show_progress_bar:
             Whether to show trials and steps per second.
 
