@@ -29,6 +29,7 @@ from studies._charts import save_charts
 from studies._errors import mistakes_in_a_sentence
 from studies._errors import SentenceCommand
 from studies._errors import UserError
+from studies._handover import take_over
 from studies._interrupt import Interrupt
 from studies._job import Job
 from studies._logs import ConsoleHandler
@@ -183,6 +184,8 @@ def run_plan(
             study, storage, location=job.storage, total=job.trials, retries=job.retries
         )
         tickets.fail_orphans()
+        if run is None:
+            take_over(study, job, tickets)
         # What an objective prints must not end up in the JSON.
         quiet = contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext()
         with quiet, StudyProgress(study, total=job.trials, console=errors) as progress:

@@ -253,8 +253,8 @@ def optimize(
     )
 
 
-def interrupted(study: Study, checkpoint: str | os.PathLike[str]) -> int:
-    """Count the trials of a study that an interrupted call of :func:`optimize` has begun.
+def interrupted(study: Study, checkpoint: str | os.PathLike[str]) -> list[FrozenTrial]:
+    """Return the trials of a study that an interrupted call of :func:`optimize` has begun.
 
     Args:
         study:
@@ -263,10 +263,10 @@ def interrupted(study: Study, checkpoint: str | os.PathLike[str]) -> int:
             As for :func:`optimize`.
 
     Returns:
-        How many of them ``n_trials`` counts if the call is repeated; 0 without a checkpoint.
+        Those that ``n_trials`` counts if the call is repeated; none without a checkpoint.
     """
     file = Checkpoint(checkpoint, interval=1)
-    return 0 if file.state is None else len(_trials_of(study, file))
+    return [] if file.state is None else _trials_of(study, file)
 
 
 def _trials_of(study: Study, checkpoint: Checkpoint) -> list[FrozenTrial]:
