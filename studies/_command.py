@@ -38,6 +38,7 @@ from studies._objective import find_objective
 from studies._objective import Objective
 from studies._options import option_parameters
 from studies._options import Options
+from studies._outage import damage_in_a_sentence
 from studies._outage import outage_in_a_sentence
 from studies._outage import tolerant
 from studies._plan import design_size
@@ -172,7 +173,11 @@ def run_plan(
     """
     errors = Console(stderr=True)
     interrupt = Interrupt()
-    with interrupt.listening(), quiet_optuna(ConsoleHandler(errors)):
+    with (
+        interrupt.listening(),
+        quiet_optuna(ConsoleHandler(errors)),
+        damage_in_a_sentence(plan.job.storage),
+    ):
         study, storage = open_study(plan)
         job = replace(
             plan.job,
