@@ -282,3 +282,4 @@ def test_help_names_every_choice(capsys: pytest.CaptureFixture[str]) -> None:
     out = capsys.readouterr().out
     for flag in ("--sampler", "--trials", "--workers", "--direction", "--json"):
         assert flag in out
+    assert "<bool>" not in out
