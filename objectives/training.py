@@ -236,19 +236,16 @@ class _DivergedError(Exception):
 
 @dataclass
 class _Progress:
-    """How far a training is, beside its weights; checkpoints hold it, too."""
+    """What has come of a training beside its weights; checkpoints hold it, too."""
 
-    train_loss: float = math.nan
-    valid: Evaluation = Evaluation(loss=math.inf, accuracy=-math.inf)
-    best: Evaluation = Evaluation(loss=math.inf, accuracy=-math.inf)
+    value: float | None = None
     notes: dict[str, float] = field(default_factory=dict)
 
     def state_dict(self) -> dict[str, Any]:
         return asdict(self)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.train_loss, self.notes = state["train_loss"], state["notes"]
-        self.valid, self.best = Evaluation(**state["valid"]), Evaluation(**state["best"])
+        self.value, self.notes = state["value"], state["notes"]
 
 
 class _Training:
@@ -288,11 +285,9 @@ class _Training:
             if prunable and self.run.origin == self.trial.number and epoch < last:
                 self._pause_if_told(epoch, last)  # its worker died between saving and pausing
             for epoch in range(self.run.step + 1, last + 1):
-                self._train_epoch(epoch)
-                if best_of and epoch in best_of:
-                    self._note_if_best(epoch)
+                value = self._train_epoch(epoch, is_last=epoch == last, best_of=best_of)
                 if prunable and epoch in (best_of or (epoch,)):
-                    self.trial.report(_value(self.progress.valid, self.metric), epoch)
+                    self.trial.report(value, epoch)
                     if epoch < last:
                         self._pause_if_told(epoch, last)
                 if epoch < last:
@@ -305,37 +300,41 @@ class _Training:
             self.trial.set_user_attr("train_seconds", round(time.perf_counter() - started, 3))
             if self.runs[0].recorder is not None:
                 record(self.trial, self.runs[0].recorder, place=self.artifacts)
-        for name, note in (self.progress.notes if best_of else self._notes()).items():
+        for name, note in self.progress.notes.items():
             self.trial.set_user_attr(name, note)
-        return _value(self.progress.best if best_of else self.progress.valid, self.metric)
+        return math.nan if self.progress.value is None else self.progress.value
 
-    def _train_epoch(self, epoch: int) -> None:
-        progress = self.progress
-        progress.train_loss = statistics.fmean(run.train_epoch() for run in self.runs)
-        progress.valid = _mean([run.evaluate("valid") for run in self.runs])
-        if not math.isfinite(progress.train_loss + progress.valid.loss):
+    def _train_epoch(self, epoch: int, *, is_last: bool, best_of: Sequence[int] | None) -> float:
+        """Return the metric on the validation rows."""
+        train_loss = statistics.fmean(run.train_epoch() for run in self.runs)
+        valid = _mean([run.evaluate("valid") for run in self.runs])
+        if not math.isfinite(train_loss + valid.loss):
             raise _DivergedError(
-                f"diverged in epoch {epoch}: the training loss is {progress.train_loss} and the "
-                f"validation loss {progress.valid.loss}."
+                f"diverged in epoch {epoch}: the training loss is {train_loss} and the "
+                f"validation loss {valid.loss}."
             )
+        value = _value(valid, self.metric)
+        is_candidate = best_of is None or (epoch in best_of and self._is_best(value))
+        if is_candidate:
+            self.progress.value = value
+        if is_candidate and (best_of or is_last):
+            test = _mean([run.evaluate("test") for run in self.runs])
+            self.progress.notes = {
+                **({"best_epoch": epoch} if best_of else {}),
+                "train_loss": train_loss,
+                "valid_loss": valid.loss,
+                f"test_{self.metric}": _value(test, self.metric),
+            }
+        return value
 
-    def _note_if_best(self, epoch: int) -> None:
-        if self.progress.valid.accuracy > self.progress.best.accuracy:
-            self.progress.best = self.progress.valid
-            self.progress.notes = {"best_epoch": epoch, **self._notes()}
+    def _is_best(self, value: float) -> bool:
+        best = self.progress.value
+        return best is None or (value > best if self.metric == "accuracy" else value < best)
 
     def _pause_if_told(self, epoch: int, last: int) -> None:
         if self.trial.should_prune():
             self.run.save(epoch)
             raise optuna.TrialPruned(f"Pruned after epoch {epoch} of {last}.")
-
-    def _notes(self) -> dict[str, float]:
-        test = _mean([run.evaluate("test") for run in self.runs])
-        return {
-            "train_loss": self.progress.train_loss,
-            "valid_loss": self.progress.valid.loss,
-            f"test_{self.metric}": _value(test, self.metric),
-        }
 
 
 def _mean(evaluations: Sequence[Evaluation]) -> Evaluation:

@@ -20,6 +20,7 @@ from optuna.exceptions import ExperimentalWarning
 from optuna.storages import RDBStorage
 from optuna.storages import RetryHeartbeatStaleTrialCallback
 
+from optuna_ext._logs import get_logger
 from optuna_ext._rows import knows_schema
 from optuna_ext._sqlite import AtomicStorage
 from optuna_ext._sqlite import SQLiteStorage
@@ -28,6 +29,8 @@ from optuna_ext._sqlite import SQLiteStorage
 if TYPE_CHECKING:
     from sqlalchemy.engine import URL
 
+
+_logger = get_logger(__name__)
 
 CONNECT_TIMEOUT = 10  # seconds until a server counts as unreachable
 
@@ -186,10 +189,10 @@ def _prepare(connection: sqlite3.Connection, file: Path, timeout: float) -> str 
     connection.isolation_level = None
     mode = _switch_to_wal(connection, timeout)
     if mode != "wal":
-        warnings.warn(
-            f"the file system of {file} has no write-ahead logging, so SQLite uses its slower "
-            f"{mode!r} journal there: prefer a local disk, or journal:PATH",
-            stacklevel=3,
+        _logger.warning(
+            "The file system of %s has no write-ahead logging, so SQLite uses its slower %r "
+            "journal there: prefer a local disk, or journal:PATH",
+            *(file, mode),
         )
     connection.execute("BEGIN IMMEDIATE")
     if not _has_table(connection, "studies"):

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from optuna.trial import Trial
 
 HEARTBEAT = "heartbeat"  # user attribute: a counter that changes while the trial runs
+_OWN = "optuna_ext:"  # begins user attributes about the process that runs a trial
 _LOST = "lost"  # what others write there when it did not change any more
 
 # System attributes of a retried trial, by the names that Optuna gave them: the first trial of
@@ -303,7 +304,7 @@ def retry(study: Study, trial: FrozenTrial, *, forget: Container[str] = ()) -> N
             user_attrs={
                 key: value
                 for key, value in trial.user_attrs.items()
-                if key != HEARTBEAT and key not in forget
+                if key != HEARTBEAT and not key.startswith(_OWN) and key not in forget
             },
             system_attrs={
                 _ORIGINAL: trial.number,

@@ -29,6 +29,7 @@ from studies._charts import save_charts
 from studies._errors import mistakes_in_a_sentence
 from studies._errors import SentenceCommand
 from studies._errors import UserError
+from studies._handover import take_over
 from studies._interrupt import Interrupt
 from studies._job import Job
 from studies._logs import ConsoleHandler
@@ -37,6 +38,7 @@ from studies._objective import find_objective
 from studies._objective import Objective
 from studies._options import option_parameters
 from studies._options import Options
+from studies._outage import damage_in_a_sentence
 from studies._outage import outage_in_a_sentence
 from studies._outage import tolerant
 from studies._plan import design_size
@@ -171,7 +173,11 @@ def run_plan(
     """
     errors = Console(stderr=True)
     interrupt = Interrupt()
-    with interrupt.listening(), quiet_optuna(ConsoleHandler(errors)):
+    with (
+        interrupt.listening(),
+        quiet_optuna(ConsoleHandler(errors)),
+        damage_in_a_sentence(plan.job.storage),
+    ):
         study, storage = open_study(plan)
         job = replace(
             plan.job,
@@ -183,6 +189,8 @@ def run_plan(
             study, storage, location=job.storage, total=job.trials, retries=job.retries
         )
         tickets.fail_orphans()
+        if run is None:
+            take_over(study, job, tickets)
         # What an objective prints must not end up in the JSON.
         quiet = contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext()
         with quiet, StudyProgress(study, total=job.trials, console=errors) as progress:

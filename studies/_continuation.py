@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from collections.abc import Mapping
 from dataclasses import replace
 import inspect
@@ -14,6 +15,7 @@ import typer
 from studies._errors import mistakes_in_a_sentence
 from studies._errors import unknown
 from studies._errors import UserError
+from studies._fused import run_fused
 from studies._job import checkpoints_beside
 from studies._objective import find_objective
 from studies._objective import Objective
@@ -56,7 +58,6 @@ def make_continuation_plan(
     method: str,
     arguments: Mapping[str, Any],
     given: Mapping[str, Any] | None = None,
-    keeps_checkpoints: bool = True,
 ) -> Plan:
     """Check everything, down to the data, before something is written.
 
@@ -67,7 +68,6 @@ def make_continuation_plan(
         method: Ends the study's name.
         arguments: The objective's own arguments.
         given: Arguments that the method gives it.
-        keeps_checkpoints: Whether each trial keeps its own, beside the storage by default.
 
     Raises:
         UserError: If something is wrong.
@@ -83,7 +83,7 @@ def make_continuation_plan(
     if study is None:  # an empty one is refused
         study = f"{study_name(objective, arguments)}-{method}"
     options = replace(options, storage=storage, study=study)
-    if keeps_checkpoints and not options.checkpoints:
+    if not options.checkpoints:
         place = checkpoints_beside(storage, study)
         options = replace(options, checkpoints=str(place))
     plan = make_plan(
@@ -96,6 +96,19 @@ def make_continuation_plan(
     if is_ours(objective):
         _check_data(objective, arguments, data_dir=options.data_dir)
     return plan
+
+
+def run_together(
+    plan: Plan, options: Options, objective: Objective, *, slots: int
+) -> Callable[..., bool]:
+    """Return what runs the trials of a plan as one program, for ``run_plan``.
+
+    Raises:
+        UserError: If the objective cannot be trained so.
+    """
+    if not is_ours(objective):
+        raise UserError(f"--fused needs one of {', '.join(OURS)}, not {objective.target!r}")
+    return run_fused(plan, options, objective, slots=slots)
 
 
 def _check_data(

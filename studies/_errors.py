@@ -24,6 +24,14 @@ class UserError(Exception):
 
 
 class _InSentences:
+    def get_params(self, ctx: Any) -> list[Any]:
+        """Return the options; the help shows no type of those that are on or off."""
+        params: list[Any] = super().get_params(ctx)  # type: ignore[misc]  # as below
+        for param in params:
+            if getattr(param, "is_flag", False):
+                param.metavar = ""
+        return params
+
     def main(
         self,
         args: Sequence[str] | None = None,

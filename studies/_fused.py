@@ -14,17 +14,15 @@ from typing import Annotated
 from typing import Any
 from typing import TYPE_CHECKING
 
-from optuna.trial import TrialState
 import typer
 
 from optuna_ext import bulk_storage
 from studies._command import run_plan
 from studies._errors import mistakes_in_a_sentence
 from studies._errors import UserError
+from studies._handover import fused_checkpoint
 from studies._interrupt import Interrupt
-from studies._job import checkpoints_beside
 from studies._job import connect
-from studies._job import file_beside
 from studies._job import Job
 from studies._objective import find_objective
 from studies._objective import Objective
@@ -32,20 +30,21 @@ from studies._options import Options
 from studies._plan import make_plan
 from studies._plan import Plan
 from studies._progress import StudyProgress
+from studies._tickets import n_begun
 
 
 if TYPE_CHECKING:
     from optuna_ext import CheckpointStore
     from optuna_ext.fused import Problem
 
-_Slots = Annotated[int, typer.Option(help="Trials that train at once, with --fused.", min=1)]
+Slots = Annotated[int, typer.Option(help="Trials that train at once, with --fused.", min=1)]
 
 
 def fused_study(module: ModuleType) -> Callable[..., int]:
     """Return the command that trains the trials of one of our objectives together."""
     objective = find_objective(f"{module.__name__}:objective")
 
-    def command(options: Options, arguments: Mapping[str, Any], *, slots: _Slots = 256) -> int:
+    def command(options: Options, arguments: Mapping[str, Any], *, slots: Slots = 256) -> int:
         """Train many trials at once as one program."""
         plan = make_plan(options, objective, arguments=arguments, directions=objective.directions)
         objective.rehearse(plan.job.arguments)
@@ -67,10 +66,6 @@ def run_fused(
         raise UserError("--workers must not be given with --fused, whose flag is --slots")
     if options.ray is not None:
         raise UserError("--ray must not be given with --fused, which is one process")
-    if options.checkpoints is not None:
-        raise UserError(
-            "--checkpoints must not be given with --fused, which keeps one file beside the study"
-        )
     if len(plan.devices) > 1:
         raise UserError("--device must be one device with --fused")
     given: dict[str, Any] = {name: p.default for name, p in objective.keywords().items()}
@@ -95,7 +90,8 @@ def _run(plan: Plan, job: Job, **settings: Any) -> bool:
     from optuna_ext import fused
 
     del plan
-    checkpoint = _checkpoint(job)
+    checkpoint = fused_checkpoint(job)
+    checkpoint.parent.mkdir(exist_ok=True)
     try:
         with fused.locked(checkpoint):  # what is missing is counted inside
             return _train(job, checkpoint=checkpoint, **settings)
@@ -117,13 +113,14 @@ def _train(
     given: Mapping[str, Any],
     **others: Any,  # what only processes of their own need
 ) -> bool:
+    from optuna_ext import CheckpointError
     from optuna_ext import fused
 
     del others
     study, _ = job.load(bulk_storage(connect(job.storage)))
     progress.follow(study)
-    begun = [t for t in study.get_trials(deepcopy=False) if t.state != TrialState.WAITING]
-    missing = job.trials - len(begun) + fused.interrupted(study, checkpoint)
+    mine = fused.interrupted(study, checkpoint)
+    missing = job.trials - n_begun(study.get_trials(deepcopy=False)) + len(mine)
     if missing < 1:
         return True
 
@@ -151,7 +148,7 @@ def _train(
         if interrupt.signum is None:
             interrupt.signum = signal.SIGINT
         return True
-    except ValueError as error:
+    except (ValueError, CheckpointError) as error:
         raise UserError(str(error)) from error
     progress.say(_speed(summary.trials, summary.model_steps, summary.seconds))
     megabytes = summary.bytes_per_slot / 1e6
@@ -165,16 +162,9 @@ def _speed(trials: int, model_steps: int, seconds: float) -> str:
     return f"{trials / seconds:.3g} trials/s, {model_steps / seconds:,.0f} model steps/s"
 
 
-def _checkpoint(job: Job) -> Path:
-    """Name the file from which the same command goes on after a kill."""
-    file = file_beside(job.storage, f"{job.study}.fused.pt")
-    file.parent.mkdir(exist_ok=True)
-    return file
-
-
 def _store(job: Job) -> CheckpointStore | None:
-    """Open what the same study has kept without --fused, at the place where it does by default."""
+    """Open where the same study keeps its trials without --fused."""
     from optuna_ext import CheckpointStore
 
-    place = checkpoints_beside(job.storage, job.study)
-    return CheckpointStore(place) if place.is_dir() else None
+    place = job.arguments.get("checkpoints")
+    return None if place is None else CheckpointStore(place)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+import os
 import signal
 import sys
 import threading
@@ -37,6 +38,7 @@ class Interrupt:
         self._insist = insist
         self._armed = False
         self._is_lost = False
+        self._terminals = [fd for fd in (1, 2) if os.isatty(fd)]
 
     @property
     def exit_code(self) -> int:
@@ -70,11 +72,20 @@ class Interrupt:
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
         del frame
+        self._leave_closed_terminals()
         first = self.signum is None or self._is_lost
         self._is_lost = False
         self.signum = self.signum or signum
         if (first and self._armed) or (not first and self._insist):
             raise KeyboardInterrupt
+
+    def _leave_closed_terminals(self) -> None:
+        """Write to nowhere instead, where writing would fail from now on."""
+        for fd in self._terminals:
+            if not os.isatty(fd):
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, fd)
+                os.close(nowhere)
 
     def _raise_again(
         self, hook: Callable[[sys.UnraisableHookArgs], Any], unraisable: sys.UnraisableHookArgs

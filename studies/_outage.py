@@ -6,6 +6,7 @@ from collections.abc import Callable
 from collections.abc import Iterator
 from contextlib import contextmanager
 import errno
+import sqlite3
 import time
 
 from optuna.exceptions import StorageInternalError
@@ -85,8 +86,42 @@ def outage_in_a_sentence() -> Iterator[None]:
         raise UserError(f"the storage or a disk does not work: {reason(error)}") from error
 
 
+@contextmanager
+def damage_in_a_sentence(storage: str) -> Iterator[None]:
+    """Name a storage whose file is damaged, which no waiting mends.
+
+    Args:
+        storage: Path or URL.
+
+    Raises:
+        UserError: If it is.
+    """
+    try:
+        yield
+    except Exception as error:
+        damage = _damage(error)
+        if damage is None:
+            raise
+        raise UserError(
+            f"the file of --storage {storage} is damaged ({damage}): put back a copy, or save "
+            "with sqlite3's .recover what can be read"
+        ) from error
+
+
+def _damage(error: BaseException | None) -> sqlite3.Error | None:
+    """Return what says that pages of an SQLite file are not what they were."""
+    codes = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+    while error is not None:
+        if isinstance(error, sqlite3.Error) and getattr(error, "sqlite_errorcode", None) in codes:
+            return error
+        error = error.__cause__ or error.__context__  # Optuna stumbles while it handles one
+    return None
+
+
 def is_outage(error: BaseException) -> bool:
     """Whether an error says that the storage does not work at the moment, or a disk is full."""
+    if _damage(error) is not None:
+        return False
     return any(
         isinstance(e, StorageInternalError | DBAPIError)
         or type(e).__module__.startswith("grpc")

@@ -26,6 +26,7 @@ from studies._job import storage_file
 from studies._locks import study_lock
 from studies._objective import Objective
 from studies._options import Options
+from studies._outage import damage_in_a_sentence
 from studies._ray import check_ray
 from studies._report import check_figure
 from studies._tickets import n_begun
@@ -116,7 +117,8 @@ def make_plan(
     )
     job.sampler_and_pruner(objective)
     if file is None or file.exists():
-        _find_study(connect_to_read(storage), job, objective)
+        with damage_in_a_sentence(storage):
+            _find_study(connect_to_read(storage), job, objective)
     elif file.parent != RUNS and not file.parent.is_dir():  # before checkpoints make it
         raise UserError(f"--storage: the directory {file.parent} of {file.name} does not exist")
     if "checkpoints" in arguments:

@@ -9,6 +9,9 @@ import json
 import math
 import os
 from pathlib import Path
+import shlex
+import shutil
+import sys
 from typing import Any
 import warnings
 
@@ -170,10 +173,17 @@ def _importances(study: Study) -> dict[str, float]:
 
 
 def _dashboard(location: str) -> str | None:
+    """Return the command that shows a storage, which works in this shell."""
     try:
-        return dashboard_command(location)
+        command = dashboard_command(location)
     except ValueError:
         return None
+    program, _, rest = command.partition(" ")
+    beside = Path(sys.executable).with_name(program)  # of an environment that is not activated
+    if shutil.which(program) is not None or not beside.exists():
+        return command
+    beside = beside.relative_to(Path.cwd()) if beside.is_relative_to(Path.cwd()) else beside
+    return f"{shlex.quote(str(beside))} {rest}"
 
 
 def _table(title: str, entries: list[dict[str, Any]]) -> Table:

@@ -30,6 +30,7 @@ from studies._interrupt import Interrupt
 from studies._job import connect
 from studies._job import Job
 from studies._logs import quiet_optuna
+from studies._outage import damage_in_a_sentence
 from studies._outage import is_outage
 from studies._outage import Outage
 from studies._outage import tolerant
@@ -51,8 +52,13 @@ def run_trials(
         after_trial: Called after every trial.
 
     Raises:
-        UserError: If the storage stays out of reach.
+        UserError: If the storage stays out of reach, or its file is damaged.
     """
+    with damage_in_a_sentence(job.storage):
+        _run(job, interrupt=interrupt, after_trial=after_trial)
+
+
+def _run(job: Job, *, interrupt: Interrupt, after_trial: Callable[[], None]) -> None:
     storage = connect(job.storage)
     study, objective = job.load(storage)
     tickets = Tickets(study, storage, location=job.storage, total=job.trials, retries=job.retries)

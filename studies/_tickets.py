@@ -18,6 +18,7 @@ retries left.
 from __future__ import annotations
 
 from collections.abc import Callable
+from collections.abc import Iterable
 from collections.abc import Sequence
 import contextlib
 import functools
@@ -130,6 +131,13 @@ class Tickets:
         with self._lock:
             self._take_care_of_orphans()
 
+    def repeat(self, numbers: Iterable[int]) -> None:
+        """Mark running trials as failed that were interrupted, and repeat them."""
+        with self._lock:
+            for number in numbers:
+                self._fail(number, INTERRUPTED)
+            self._take_care_of_orphans()
+
     def was_given_up(self) -> bool:
         """Whether others have marked the trial as failed that this process runs."""
         if self._current is None:
@@ -170,9 +178,7 @@ class Tickets:
         fates = {t.number: self._fate(t, is_silent=t.number in silent) for t in running}
         orphans = {number: reason for number, reason in fates.items() if reason is not None}
         for number, reason in orphans.items():
-            with contextlib.suppress(UpdateFinishedTrialError):  # it was silent, but lived
-                self._write_to(number)(_REASON, reason)
-                self._storage.set_trial_state_values(self._trial_id(number), TrialState.FAIL)
+            self._fail(number, reason)
         if orphans:
             trials = self._study.get_trials(deepcopy=False)
         # Also trials of a process that died between these two steps.
@@ -180,6 +186,11 @@ class Tickets:
         for trial in lost:
             retry(self._study, trial, forget=(_PROCESS, _REASON))
         return self._study.get_trials(deepcopy=False) if lost else trials
+
+    def _fail(self, number: int, reason: str) -> None:
+        with contextlib.suppress(UpdateFinishedTrialError):  # it was silent, but lived
+            self._write_to(number)(_REASON, reason)
+            self._storage.set_trial_state_values(self._trial_id(number), TrialState.FAIL)
 
     def _silent(self, running: Sequence[FrozenTrial]) -> list[FrozenTrial]:
         if self._watch is None:

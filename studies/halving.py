@@ -9,6 +9,10 @@ Hyperband, and MNIST on two GPUs::
 
     python -m studies.halving mnist --hyperband --epochs 9 --amp --devices cuda:0,cuda:1
 
+Eight trials at a time as one program::
+
+    python -m studies.halving boundaries --fused
+
 The size for a quick look::
 
     python -m studies.halving digits --study quick --epochs 4 --trials 12
@@ -38,6 +42,7 @@ from studies._command import run_plan
 from studies._command import take_options
 from studies._continuation import find_target
 from studies._continuation import make_continuation_plan
+from studies._continuation import run_together
 from studies._continuation import Target
 from studies._errors import UserError
 from studies._options import Arg
@@ -45,6 +50,7 @@ from studies._survival import survival_chart
 
 
 _EPOCHS = 27
+_SLOTS = 8  # what begins before anybody has reached a rung is not promoted
 
 
 def _command(
@@ -64,6 +70,10 @@ def _command(
         bool, typer.Option("--plan", help="Only print the rungs and what they cost.")
     ] = False,
     arg: Arg = None,
+    fused: Annotated[
+        bool, typer.Option("--fused", help="Train several trials at once as one program.")
+    ] = False,
+    slots: Annotated[int, typer.Option(help="How many, with --fused.", min=1)] = _SLOTS,
     **values: Any,
 ) -> int:
     options = take_options(values)
@@ -90,7 +100,10 @@ def _command(
         method=method,
         arguments=parse_assignments("--arg", arg or []),
     )
-    return run_plan(plan, as_json=options.json, charts={"survival": survival_chart})
+    if slots != _SLOTS and not fused:
+        raise UserError("--slots needs --fused")
+    run = run_together(plan, options, objective, slots=slots) if fused else None
+    return run_plan(plan, as_json=options.json, run=run, charts={"survival": survival_chart})
 
 
 def _show(arguments: dict[str, Any], *, hyperband: bool) -> int:

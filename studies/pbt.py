@@ -41,14 +41,12 @@ from studies._command import as_main
 from studies._command import run_plan
 from studies._command import take_options
 from studies._continuation import find_target
-from studies._continuation import is_ours
 from studies._continuation import make_continuation_plan
-from studies._continuation import OURS
+from studies._continuation import run_together
 from studies._continuation import Target
 from studies._errors import unknown
 from studies._errors import UserError
 from studies._family_tree import family_tree
-from studies._fused import run_fused
 from studies._job import connect_to_read
 from studies._job import storage_file
 from studies._objective import Objective
@@ -110,14 +108,9 @@ def _command(
         method="pbt",
         arguments=parse_assignments("--arg", arg or []),
         given={"interval": interval},
-        keeps_checkpoints=not fused,
     )
     _check_population(plan, population)
-    run = None
-    if fused:
-        if not is_ours(objective):
-            raise UserError(f"--fused needs one of {', '.join(OURS)}, not {target!r}")
-        run = run_fused(plan, options, objective, slots=population)
+    run = run_together(plan, options, objective, slots=population) if fused else None
     plan = replace(plan, more="--generations")
     return run_plan(plan, as_json=options.json, run=run, charts={"family-tree": family_tree})
 

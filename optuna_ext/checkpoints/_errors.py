@@ -12,3 +12,8 @@ class CheckpointError(RuntimeError):
 
 class UnusableError(Exception):
     """One file is of no use; another one may be."""
+
+
+def reason_of(error: Exception) -> str:
+    """Return what an error says, in the words of the system if it is one of those."""
+    return str(getattr(error, "strerror", None) or error)

@@ -6,6 +6,7 @@ from typing import Any
 from typing import TYPE_CHECKING
 
 from optuna_ext._checks import check_int
+from optuna_ext.checkpoints._errors import CheckpointError
 from optuna_ext.checkpoints._things import random_state
 from optuna_ext.checkpoints._things import set_random_state
 from optuna_ext.checkpoints._things import Things
@@ -104,7 +105,19 @@ class Run:
     def restore(self, content: Mapping[str, Any], *, origin: int) -> None:
         """Go on from the content of a checkpoint, with this trial's hyperparameters."""
         self._things.restore(content["things"], content["own"])
-        set_random_state(content["random"], self._things.devices())
+        if content["random"] is not None:
+            set_random_state(content["random"], self._things.devices())
         self.step = content["step"]
         self.start = self.step
         self.origin = origin
+
+
+def restore(target: Run | Things, content: Mapping[str, Any], number: int) -> None:
+    """Give what the checkpoint of a trial holds to a run, or just to things."""
+    try:
+        if isinstance(target, Run):
+            target.restore(content, origin=number)
+        else:
+            target.restore(content["things"], None)
+    except CheckpointError as error:
+        raise CheckpointError(f"the checkpoint of trial {number} {error}") from error

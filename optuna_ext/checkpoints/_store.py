@@ -4,10 +4,9 @@ from collections.abc import Iterator
 from collections.abc import Mapping
 import contextlib
 import dataclasses
-import datetime
+from functools import partial
 import math
 import os
-import time
 from typing import Any
 from typing import TYPE_CHECKING
 
@@ -17,15 +16,15 @@ from optuna.study import StudyDirection
 from optuna_ext._checks import check_int
 from optuna_ext._logs import get_logger
 from optuna_ext.checkpoints._candidates import candidates
+from optuna_ext.checkpoints._collector import Collector
 from optuna_ext.checkpoints._errors import CheckpointError
+from optuna_ext.checkpoints._errors import reason_of
 from optuna_ext.checkpoints._errors import UnusableError
-from optuna_ext.checkpoints._names import is_ours
 from optuna_ext.checkpoints._names import name_of
 from optuna_ext.checkpoints._names import start_of
 from optuna_ext.checkpoints._packed import pack
 from optuna_ext.checkpoints._places import open_place
-from optuna_ext.checkpoints._retention import best_trials
-from optuna_ext.checkpoints._retention import needed
+from optuna_ext.checkpoints._run import restore
 from optuna_ext.checkpoints._run import Run
 from optuna_ext.checkpoints._things import Things
 from optuna_ext.lineage import CHECKPOINT
@@ -42,8 +41,6 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
 _logger = get_logger(__name__)
-_COLLECT_EVERY = 60.0  # seconds
-_SHARE = 0.01  # of the time that collecting may take
 
 
 class CheckpointStore:
@@ -131,14 +128,13 @@ class CheckpointStore:
         autosave: float = 60.0,
         grace: float = 300.0,
     ) -> None:
-        self._keep = check_int("keep", keep, low=1)
+        self.keep = check_int("keep", keep, low=1)
         for name, value in {"autosave": autosave, "grace": grace}.items():
             if not 0 <= value < math.inf:
                 raise ValueError(f"`{name}` must be at least 0 seconds, but got {value!r}.")
         self._autosave = autosave
-        self._grace = datetime.timedelta(seconds=grace)
         self._place = open_place(place)
-        self._collect_at = 0.0
+        self._collector = Collector(self._place, keep=keep, grace=grace)
 
     def resume(self, trial: BaseTrial | FrozenTrial, /, **things: Any) -> Run:
         """Restore what a trial goes on from, and give it its own hyperparameters again.
@@ -180,12 +176,7 @@ class CheckpointStore:
 
         def keep(content: Mapping[str, Any], step: int) -> Checkpoint:
             nonlocal newest
-            older = None if newest is None else newest.previous
-            newest = self._write(trial, content, step, start=start, previous=newest)
-            if study is not None:
-                self._collect_now_and_then(study)
-            elif older not in (None, newest.previous) and older.artifact.startswith("trial-"):
-                self._place.remove(older.artifact)  # nobody else knows a file outside of studies
+            newest = self._keep(trial, content, step, start=start, previous=newest)
             return newest
 
         run = Run(Things(things), keep, autosave=self._autosave)
@@ -197,7 +188,7 @@ class CheckpointStore:
                 failures.append(f"that of trial {number} at step {checkpoint.step} {error}")
                 _logger.warning("Trial %d cannot use a checkpoint: %s", trial.number, failures[-1])
                 continue
-            _restore(run, content, number)
+            restore(run, content, number)
             if number == trial.number:
                 newest = checkpoint
                 origin = resumed_from(current)
@@ -212,6 +203,36 @@ class CheckpointStore:
                 f"checkpoint is usable: {reason}."
             )
         return run
+
+    def save(self, trial: BaseTrial | FrozenTrial, step: int, /, **things: Any) -> Checkpoint:
+        """Keep what a trial has trained without :meth:`resume`, for others to go on from.
+
+        Random numbers are kept only if they are named, and the hyperparameters that an optimizer
+        has now count as those that the trial began with.
+
+        Args:
+            trial:
+                As for :meth:`resume`.
+            step:
+                The last step that was trained, along the whole lineage.
+            **things:
+                As for :meth:`resume`.
+
+        Returns:
+            The checkpoint; when this returns, it is safe.
+
+        Raises:
+            ValueError: If ``step`` is below 0.
+            TypeError: If something has no state, or one that is not safe to load.
+            CheckpointError: If it cannot be written; the checkpoint before it stays.
+        """
+        start = start_of(getattr(trial, "study", None))
+
+        def keep(content: Mapping[str, Any], step: int) -> Checkpoint:
+            content = {**content, "random": None}
+            return self._keep(trial, content, step, start=start, previous=Checkpoint.of(trial))
+
+        return Run(Things(things), keep, autosave=self._autosave).save(step)
 
     def load(self, trial: BaseTrial | FrozenTrial, /, **things: Any) -> int:
         """Load a trial's newest checkpoint, to use or to examine what was trained.
@@ -230,17 +251,29 @@ class CheckpointStore:
             TypeError: If one of the things has no state.
             CheckpointError: If the trial has no usable checkpoint, or it does not fit the things.
         """
+        content = self._newest(trial)
+        restore(Things(things), content, trial.number)
+        return int(content["step"])
+
+    def states(self, trial: BaseTrial | FrozenTrial, /) -> dict[str, Any]:
+        """Return what :meth:`load` loads: the state dicts on the CPU, by name.
+
+        Raises:
+            CheckpointError: If the trial has no usable checkpoint.
+        """
+        states: dict[str, Any] = self._newest(trial)["things"]
+        return states
+
+    def _newest(self, trial: BaseTrial | FrozenTrial) -> Any:
         checkpoint = Checkpoint.of(trial)
         if checkpoint is None:
             raise CheckpointError(f"trial {trial.number} has no checkpoint.")
         try:
-            content = self._read(checkpoint)
+            return self._read(checkpoint)
         except UnusableError as error:
             raise CheckpointError(
                 f"the checkpoint of trial {trial.number} at step {checkpoint.step} {error}."
             ) from error
-        _restore(Things(things), content, trial.number)
-        return checkpoint.step
 
     def check(self) -> None:
         """Write a small file and delete it, to notice now what would end a trial when it saves.
@@ -252,7 +285,7 @@ class CheckpointStore:
             self._place.check()
         except Exception as error:
             raise CheckpointError(
-                f"nothing can be kept in {self._place}: {_reason(error)}."
+                f"nothing can be kept in {self._place}: {reason_of(error)}."
             ) from error
 
     def collect(self, study: Study) -> list[str]:
@@ -279,33 +312,26 @@ class CheckpointStore:
         Raises:
             OSError: If the place cannot be listed or a file not be deleted.
         """
-        start = start_of(study)
-        grace = self._grace.total_seconds()
-        old = {
-            name
-            for name, age in self._place.entries(f"{start}-")
-            if age >= grace and is_ours(name, start)
-        }
-        trials = study.get_trials(deepcopy=False)
-        now = datetime.datetime.now() - self._grace
-        best = best_trials(trials, study.directions, self._keep, now=now)
-        wanted = needed(trials, best=best, now=now)
-        useless = sorted(old - wanted)
-        for name in useless:
-            if not self._place.is_young(name, grace):  # written once more
-                self._place.remove(name)
-        return useless
+        return self._collector.collect(study)
 
-    def _collect_now_and_then(self, study: Study) -> None:
-        started = time.monotonic()
-        if started < self._collect_at:
-            return
-        try:
-            self.collect(study)
-        except Exception as error:  # noqa: BLE001 - a client's own kind; training goes on
-            _logger.warning("Old checkpoints stay in %s: %s", self._place, error)
-        now = time.monotonic()
-        self._collect_at = now + max(_COLLECT_EVERY, (now - started) / _SHARE)
+    def _keep(
+        self,
+        trial: BaseTrial | FrozenTrial,
+        content: Mapping[str, Any],
+        step: int,
+        *,
+        start: str,
+        previous: Checkpoint | None,
+    ) -> Checkpoint:
+        """Write a checkpoint, and delete what has become useless, if it is time."""
+        older = None if previous is None else previous.previous
+        newest = self._write(trial, content, step, start=start, previous=previous)
+        study = getattr(trial, "study", None)
+        if study is not None:
+            self._collector.now_and_then(partial(self.collect, study))
+        elif older not in (None, newest.previous) and older.artifact.startswith("trial-"):
+            self._place.remove(older.artifact)  # nobody else knows a file outside of studies
+        return newest
 
     def _write(
         self,
@@ -348,7 +374,7 @@ class CheckpointStore:
             # Every client of a bucket has exceptions of its own.
             raise CheckpointError(
                 f"trial {trial.number} cannot keep a checkpoint of step {step} in {self._place}: "
-                f"{_reason(error)}; the one before it is unchanged."
+                f"{reason_of(error)}; the one before it is unchanged."
             ) from error
 
     def _read(self, checkpoint: Checkpoint) -> Any:
@@ -361,18 +387,4 @@ class CheckpointStore:
         except ArtifactNotFound as error:
             raise UnusableError(f"is not in {self._place}") from error
         except Exception as error:
-            raise UnusableError(f"cannot be read: {_reason(error)}") from error
-
-
-def _reason(error: Exception) -> str:
-    return str(getattr(error, "strerror", None) or error)
-
-
-def _restore(target: Run | Things, content: Mapping[str, Any], number: int) -> None:
-    try:
-        if isinstance(target, Run):
-            target.restore(content, origin=number)
-        else:
-            target.restore(content["things"], None)
-    except CheckpointError as error:
-        raise CheckpointError(f"the checkpoint of trial {number} {error}") from error
+            raise UnusableError(f"cannot be read: {reason_of(error)}") from error

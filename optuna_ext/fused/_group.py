@@ -74,10 +74,6 @@ class Group:
         population = self.populations[0]
         return f"{self._choice or population.choice} {population.recording}".rstrip()
 
-    def slot_of(self, training: Training) -> int:
-        """Return the place of a trial."""
-        return self.slots.index(training)
-
     def add(self, trainings: Sequence[Training], parents: Parents) -> None:
         """Begin with trials.
 
@@ -137,11 +133,12 @@ class Group:
         """Return what a checkpoint needs of these, by number."""
         return {number: self.state_of(slot) for number, slot in self._ended.items()}
 
-    def remove(self, training: Training) -> None:
-        """Free the slot of a trial; what is in it stays until another takes it."""
-        slot = self.slot_of(training)
+    def remove(self, training: Training) -> int:
+        """Free the slot of a trial and return it; what is in it stays until another takes it."""
+        slot = self.slots.index(training)
         self.slots[slot] = None
         self._ended[training.trial.number] = slot
+        return slot
 
     def leave(self, numbers: Iterable[int], parents: Parents) -> None:
         """Let trials that have ended leave their slots, which will be overwritten."""

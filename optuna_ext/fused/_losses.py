@@ -1,4 +1,4 @@
-"""Losses for populations: one number per row, and arguments that may differ by member."""
+"""Losses and metrics of populations: one number per row, and what differs by member."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor
+from torch.func import vmap
 from torch.nn import functional as F
+
+from optuna_ext.fused._feed import rows_at_once
 
 
 def binary_cross_entropy(outputs: Tensor, y: Tensor) -> Tensor:
@@ -88,3 +91,36 @@ def mean_loss(
         # the sum comes last, for a compiler that goes once through all rows.
         return (losses / losses.numel()).sum()
     return (torch.where(live, losses, 0) / live.sum().clamp(1)).sum()
+
+
+def means_of(
+    metrics: Mapping[str, Callable[[Tensor, Tensor], Tensor]],
+    outputs: Callable[[Tensor], Tensor],
+    x: Tensor,
+    y: Tensor,
+    *,
+    slots: int,
+) -> dict[str, Tensor]:
+    """Return the means of metrics over all rows, by name, of each member ``(slots,)``.
+
+    Args:
+        metrics:
+            ``metric(outputs, y)`` of one member, one number per row.
+        outputs:
+            Those of all members, for some inputs.
+        x:
+            The inputs ``(n, ...)``.
+        y:
+            The targets ``(n, ...)``.
+        slots:
+            How many members there is room for.
+    """
+    wide = torch.float32 if x.device.type == "mps" else torch.float64
+    totals = {name: x.new_zeros(slots, dtype=wide) for name in metrics}
+    at_once = rows_at_once(slots)
+    for rows, targets in zip(torch.split(x, at_once), torch.split(y, at_once), strict=True):
+        found = outputs(rows)
+        for name, metric in metrics.items():
+            values = vmap(metric, in_dims=(0, None))(found, targets)
+            totals[name] += values.flatten(1).sum(1, dtype=wide)
+    return {name: total / len(x) for name, total in totals.items()}

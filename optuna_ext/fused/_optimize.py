@@ -157,11 +157,12 @@ def optimize(
         checkpoint_interval:
             Seconds between two checkpoints, ``checkpoint_interval > 0``.
         store:
-            Where trials were kept that were trained one by one, as ``model`` and ``optimizer``
-            (``model_1`` and so on in further folds) and, if the order of the rows is to go on,
-            ``generator``, one step an epoch: trials go on from these, too. It is only read:
-            nobody can go on one by one from trials that were trained together, which are not
-            kept there.
+            Where an objective that trains trials one by one keeps them: it may go on from those
+            that are trained here, and these from its. An epoch is a step. The names are ``model``,
+            ``optimizer`` (of the parameters that need a gradient) and, if the order of the rows is
+            to go on, ``generator``; ``model_1`` and so on in further folds. ``progress`` holds
+            ``value`` and ``notes``, what the trial is worth and what is recorded with it. Trials
+            are kept when they end: members of a population, paused trials and the best.
         show_progress_bar:
             Whether to show trials and steps per second.
 
@@ -252,8 +253,8 @@ def optimize(
     )
 
 
-def interrupted(study: Study, checkpoint: str | os.PathLike[str]) -> int:
-    """Count the trials of a study that an interrupted call of :func:`optimize` has begun.
+def interrupted(study: Study, checkpoint: str | os.PathLike[str]) -> list[FrozenTrial]:
+    """Return the trials of a study that an interrupted call of :func:`optimize` has begun.
 
     Args:
         study:
@@ -262,10 +263,10 @@ def interrupted(study: Study, checkpoint: str | os.PathLike[str]) -> int:
             As for :func:`optimize`.
 
     Returns:
-        How many of them ``n_trials`` counts if the call is repeated; 0 without a checkpoint.
+        Those that ``n_trials`` counts if the call is repeated; none without a checkpoint.
     """
     file = Checkpoint(checkpoint, interval=1)
-    return 0 if file.state is None else len(_trials_of(study, file))
+    return [] if file.state is None else _trials_of(study, file)
 
 
 def _trials_of(study: Study, checkpoint: Checkpoint) -> list[FrozenTrial]:

@@ -37,7 +37,7 @@ class Parent:
     """What another trial needs of one that it goes on from.
 
     Args:
-        progress: How far it has come: see :meth:`Training.state`.
+        progress: How far it has come: see :meth:`Training.state_dict`.
         notes: What samplers have noted about it.
         shapes: Those of its weights, by name.
         is_paused: Whether the pruner has ended it and nobody has gone on from it yet.
@@ -55,7 +55,7 @@ class Parent:
         """Take note of where a training stands."""
         names = [name for name in (MEMBER, GENERATION, RUNG) if name in training.noted]
         return cls(
-            progress=training.state(),
+            progress=training.state_dict(),
             notes={name: training.noted[name] for name in names},
             shapes=training.shapes,
             is_paused=is_paused,
@@ -143,7 +143,7 @@ class Parents:
                 f"parent {training.parent}, whose shapes differ."
             )
         self._awaited[trial.number] = training.parent
-        training.load(parent.progress)
+        training.load_state_dict(parent.progress)
         trial.set_user_attr(RESUMED, {"trial": training.parent, "step": training.epoch})
 
     def serve(self, training: Training) -> Parent | None:

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.func import vmap
 
 from optuna_ext._allocator import keep_freed_memory
 from optuna_ext.fused._choice import choose
@@ -21,7 +20,7 @@ from optuna_ext.fused._engines import Engine
 from optuna_ext.fused._engines import Program
 from optuna_ext.fused._feed import Batch
 from optuna_ext.fused._feed import batches
-from optuna_ext.fused._feed import rows_at_once
+from optuna_ext.fused._losses import means_of
 from optuna_ext.fused._member import Member
 from optuna_ext.fused._optimizers import Optimizers
 from optuna_ext.fused._optimizers import rule_of
@@ -290,21 +289,14 @@ class Population:
         Returns:
             The means ``(slots,)`` by name, in float64; NaN in free slots.
         """
-        wide = torch.float32 if self._device.type == "mps" else torch.float64
-        totals = {name: x.new_zeros(self.slots, dtype=wide) for name in metrics}
-        at_once = rows_at_once(self.slots)
         engine = self._running
-        for rows, targets in zip(torch.split(x, at_once), torch.split(y, at_once), strict=True):
-            outputs = engine.outputs(rows)
-            for name, metric in metrics.items():
-                values = vmap(metric, in_dims=(0, None))(outputs, targets)
-                totals[name] += values.flatten(1).sum(1, dtype=wide)
+        means = means_of(metrics, engine.outputs, x, y, slots=self.slots)
         if engine is not self._engine:
             engine.close()
         free = [slot for slot in range(self.slots) if self._members[slot] is None]
-        for total in totals.values():
-            total[free] = torch.nan
-        return {name: total / len(x) for name, total in totals.items()}
+        for mean in means.values():
+            mean[free] = torch.nan
+        return means
 
     def set_hyperparameters(self, slot: int, **values: float) -> None:
         """Change hyperparameters of a member from its next step on.

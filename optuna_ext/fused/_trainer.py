@@ -69,7 +69,7 @@ class Trainer:
         catch:
             Exceptions of the problem's functions that fail a trial and do not come through.
         store:
-            Where parents are read from that were trained one by one: see ``optimize``.
+            Where trials go on from that were trained one by one, and are kept: see ``optimize``.
 
     Raises:
         ValueError: If ``slots`` is below 1 or this machine has no such device.
@@ -295,9 +295,11 @@ class Trainer:
     def _end(
         self, group: Group, training: Training, *, is_paused: bool = False, failed: bool = False
     ) -> None:
-        group.remove(training)
+        slot = group.remove(training)
         del self._trainings[training.trial.number]
         self._parents.end(training, is_paused=is_paused, failed=failed)
+        if not failed:
+            self._elsewhere.keep(training, partial(group.state_of, slot), is_paused=is_paused)
 
     def remove(self, trial: Trial) -> None:
         """Stop with a trial; its slot is free."""
@@ -389,6 +391,6 @@ class Trainer:
         for group in self._groups.values():
             for slot, training in group.active.items():
                 if entry := known.get(training.trial.number):
-                    training.load(entry["progress"])
+                    training.load_state_dict(entry["progress"])
                     group.load(slot, entry["states"])
         return results

@@ -121,12 +121,12 @@ class Training:
         if self.candidates is not None:
             self.notes["best_epoch"] = self.epoch
 
-    def state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """Return what has come of it, apart from its networks."""
         return {name: getattr(self, name) for name in _PROGRESS}
 
-    def load(self, state: Mapping[str, Any]) -> None:
-        """Put it to where :meth:`state` has found it, or its parent."""
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Put it to where :meth:`state_dict` has found it, or its parent."""
         for name in _PROGRESS:
             setattr(self, name, state[name])
 

@@ -45,7 +45,7 @@ def study() -> Study:
 def store(tmp_path: Path) -> CheckpointStore:
     """Judges and deletes at once, but not by itself."""
     store = CheckpointStore(tmp_path, grace=0, keep=2)
-    store._collect_at = float("inf")
+    store._collector._next = float("inf")
     return store
 
 
@@ -331,8 +331,8 @@ def test_content_that_is_saved_again_while_it_is_deleted_is_written_again(
 def test_it_collects_by_itself_and_never_fails_a_training(
     study: Study, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("optuna_ext.checkpoints._store._COLLECT_EVERY", 0.0)
-    monkeypatch.setattr("optuna_ext.checkpoints._store._SHARE", 1e9)
+    monkeypatch.setattr("optuna_ext.checkpoints._collector._EVERY", 0.0)
+    monkeypatch.setattr("optuna_ext.checkpoints._collector._SHARE", 1e9)
     store = CheckpointStore(tmp_path, grace=0)
     _, run = begin(study, store, saves=5)
     assert len([*tmp_path.iterdir()]) == 2

@@ -223,3 +223,45 @@ def test_parents_written_by_hooks_are_seen_on_every_storage(
 def test_options_out_of_range(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         CheckpointStore(":memory:", **options)
+
+
+def test_what_was_trained_without_resume_is_kept_for_others(
+    store: CheckpointStore, study: Study
+) -> None:
+    def things(lr: float) -> tuple[nn.Module, torch.optim.Optimizer]:
+        model = nn.Linear(2, 1)
+        return model, torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9)
+
+    model, optimizer = things(0.1)
+    model(torch.ones(2)).backward()
+    optimizer.step()
+    saved = store.save(study.ask(), 4, model=model, optimizer=optimizer)
+    assert (saved.step, saved.previous) == (4, None)
+    states = store.states(study.trials[0])
+    assert {*states} == {"model", "optimizer"}
+    torch.testing.assert_close(states["model"], model.state_dict())
+    random = torch.get_rng_state()
+    study.enqueue_trial({}, user_attrs={PARENT: 0})
+    child, own = things(0.2)
+    drawn = torch.get_rng_state()
+    run = store.resume(study.ask(), model=child, optimizer=own)
+    assert (run.step, run.start, run.origin) == (4, 4, 0)
+    torch.testing.assert_close(child.state_dict(), model.state_dict())
+    assert own.param_groups[0]["lr"] == 0.2  # its own
+    buffers = [o.state[p]["momentum_buffer"] for o in (own, optimizer) for p in o.state]
+    torch.testing.assert_close(buffers[:2], buffers[2:])
+    assert torch.equal(torch.get_rng_state(), drawn)  # which is not that of the parent
+    assert not torch.equal(drawn, random)
+
+
+def test_saving_again_keeps_the_one_before(store: CheckpointStore, study: Study) -> None:
+    model, trial = nn.Linear(2, 1), study.ask()
+    first = store.save(trial, 1, model=model)
+    nn.init.zeros_(model.weight)
+    assert store.save(trial, 2, model=model).previous == first
+    with pytest.raises(ValueError, match="`step` must be"):
+        store.save(trial, -1, model=model)
+    with pytest.raises(TypeError, match="`model` must have state_dict"):
+        store.save(trial, 3, model=1)
+    with pytest.raises(CheckpointError, match="trial 1 has no checkpoint"):
+        store.states(study.ask())

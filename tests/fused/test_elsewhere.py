@@ -1,7 +1,8 @@
-"""Trials that were trained one by one, and from which others go on together."""
+"""Trials that are trained one by one, and others together: each may go on from the others."""
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import optuna
@@ -12,7 +13,11 @@ import torch
 from optuna_ext import CheckpointStore
 from optuna_ext import fused
 from optuna_ext import PopulationBasedTrainingSampler
+from optuna_ext import replay
 from optuna_ext import SuccessiveHalving
+from optuna_ext.lineage import Checkpoint
+from optuna_ext.lineage import lineage
+from optuna_ext.lineage import schedule
 
 
 class Kept:
@@ -55,33 +60,109 @@ def population() -> PopulationBasedTrainingSampler:
     return PopulationBasedTrainingSampler(population_size=4, initial_population=first, seed=0)
 
 
-def test_a_population_goes_on_together(toy: Any) -> None:
+def halving() -> optuna.Study:
+    base = optuna.samplers.RandomSampler(seed=0)
+    made = SuccessiveHalving(max_resource=8, min_resource=1, base_sampler=base)
+    return optuna.create_study(sampler=made.sampler, pruner=made.pruner)
+
+
+@pytest.mark.parametrize("first", ["together", "one by one"])
+def test_a_population_goes_on(toy: Any, first: str) -> None:
     about = toy.problem(suggest=given, interval=2, seed=0)
     theirs, ours = (toy.new_study(sampler=population()) for _ in range(2))
-    theirs.optimize(Kept(toy, about), n_trials=16)
+    theirs.optimize(Kept(toy, about), n_trials=24)
     kept = Kept(toy, about)
-    ours.optimize(kept, n_trials=8)
-    toy.run(8, about, slots=4, study=ours, store=kept.store)
+    for i in range(3):
+        if (first == "together") == (i % 2 == 0):
+            toy.run(8, about, slots=4, study=ours, store=kept.store)
+        else:
+            ours.optimize(kept, n_trials=8)
     toy.assert_same(ours, theirs)
-    assert ours.trials[8].user_attrs["resumed"] == theirs.trials[8].user_attrs["resumed"]
+    for one, two in zip(ours.trials, theirs.trials, strict=True):
+        assert one.user_attrs.get("resumed") == two.user_attrs.get("resumed")
+        assert lineage(ours, one.number) == lineage(theirs, two.number)
+        assert schedule(ours, one.number) == schedule(theirs, two.number)
+    trained = schedule(ours, ours.best_trial)
+    replayed = replay(trained, Kept(toy, toy.problem(suggest=given, epochs=trained.last)))
+    values = ours.best_trial.intermediate_values
+    assert {step: replayed.reports[step] for step in values} == pytest.approx(values, rel=1e-12)
 
 
-def test_paused_trials_go_on_together(toy: Any) -> None:
-    def new_study() -> optuna.Study:
-        base = optuna.samplers.RandomSampler(seed=0)
-        halving = SuccessiveHalving(max_resource=8, min_resource=1, base_sampler=base)
-        study: optuna.Study = toy.new_study(sampler=halving.sampler, pruner=halving.pruner)
-        return study
-
+@pytest.mark.parametrize("first", ["together", "one by one"])
+def test_paused_trials_go_on(toy: Any, first: str) -> None:
     about = toy.problem(suggest=given, epochs=8, seed=0)
-    theirs, ours = new_study(), new_study()
+    theirs, ours = halving(), halving()
     theirs.optimize(Kept(toy, about), n_trials=30)
     kept = Kept(toy, about)
-    ours.optimize(kept, n_trials=12)
-    toy.run(18, about, slots=1, study=ours, store=kept.store)
+    for i, n in enumerate((12, 10, 8)):
+        if (first == "together") == (i % 2 == 0):
+            toy.run(n, about, slots=1, study=ours, store=kept.store)
+        else:
+            ours.optimize(kept, n_trials=n)
     toy.assert_same(ours, theirs)
-    promoted = [t.user_attrs["parent"] for t in ours.trials[12:] if "parent" in t.user_attrs]
+    for number in range(30):
+        assert schedule(ours, number) == schedule(theirs, number)
+    promoted = [t.user_attrs["parent"] for t in ours.trials[12:22] if "parent" in t.user_attrs]
     assert min(promoted) < 12 <= max(promoted)
+
+
+def test_the_best_are_kept_as_torch_has_them(toy: Any) -> None:
+    about = toy.problem(seed=0)
+    store = CheckpointStore(":memory:", keep=3)
+    study = toy.run(20, about, slots=5, store=store)
+    toy.run(10, about, slots=5, store=store, study=study)
+    ranked = sorted(study.trials, key=lambda trial: float(trial.value))
+    kept = [trial.number for trial in study.trials if "checkpoint" in trial.user_attrs]
+    assert {trial.number for trial in ranked[:3]} <= {*kept}
+    assert len(kept) < 20
+    for trial in ranked[:3]:
+        h = about.suggest(optuna.trial.FixedTrial(trial.params))
+        net = about.model(h)
+        optimizer = torch.optim.SGD(net.parameters(), lr=h["lr"], momentum=h["momentum"])
+        assert store.load(trial, model=net, optimizer=optimizer) == toy.EPOCHS
+        x, y = toy.rows(70, seed=1)
+        with torch.no_grad():
+            assert toy.losses(net(x), y).mean().item() == pytest.approx(trial.value, rel=1e-12)
+        assert optimizer.param_groups[0]["lr"] == h["lr"]
+        toy.losses(net(x), y).mean().backward()
+        optimizer.step()
+        outcome = store.states(trial)["progress"]
+        assert outcome["value"] == trial.value
+        assert outcome["notes"]["valid_loss"] == trial.user_attrs["valid_loss"]
+
+
+def test_what_nobody_can_use_is_not_kept(toy: Any) -> None:
+    def fail(trial: BaseTrial) -> dict[str, Any]:
+        return {**given(trial), "lr": math.nan}
+
+    store = CheckpointStore(":memory:")
+    pruner = optuna.pruners.ThresholdPruner(upper=0.0)
+    for study in (
+        toy.run(4, toy.problem(suggest=fail), store=store),
+        toy.run(4, toy.problem(), study=toy.new_study(pruner=pruner), store=store),
+    ):
+        assert all("checkpoint" not in trial.user_attrs for trial in study.trials)
+
+
+@pytest.mark.parametrize("folds", [1, 2])
+def test_the_best_of_some_epochs_goes_on(toy: Any, folds: int) -> None:
+    """A child remembers which epoch of its parent was the best."""
+    rows = [toy.rows(120)] * folds, [toy.rows(70, seed=1)] * folds
+    settings: dict[str, Any] = {"suggest": given, "train": rows[0], "valid": rows[1], "seed": 0}
+    settings["metrics"] = {"gain": lambda outputs, y: -toy.losses(outputs, y)}  # falls from 1 on
+    store = CheckpointStore(":memory:")
+    study = halving()
+    about = toy.problem(epochs=8, best_of=range(1, 9), **settings)
+    for _ in range(10):  # calls that know nothing but what is kept
+        toy.run(3, about, study=study, store=store)
+    complete = study.get_trials(states=[optuna.trial.TrialState.COMPLETE])
+    for trial in complete:
+        parts = [study.trials[part.trial] for part in lineage(study, trial)]
+        curve = {s: v for part in parts for s, v in part.intermediate_values.items()}
+        assert trial.value == min(curve.values())
+        assert curve[trial.user_attrs["best_epoch"]] == trial.value
+        assert len(curve) == 8
+    assert any(t.user_attrs["best_epoch"] not in t.intermediate_values for t in complete)
 
 
 def child_of(study: optuna.Study, parent: int) -> None:
@@ -97,6 +178,23 @@ def test_an_objective_may_keep_no_order(toy: Any) -> None:
     toy.run(1, about, study=study, store=kept.store)
     assert [*study.trials[1].intermediate_values] == [3, 4]
     assert study.trials[1].user_attrs["resumed"] == {"trial": 0, "step": 2}
+
+
+def test_a_checkpoint_is_read_once(toy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    about = toy.problem(suggest=given, interval=2, seed=0)
+    kept = Kept(toy, about, generator=False)
+    study = toy.new_study()
+    study.optimize(kept, n_trials=1)
+    child_of(study, 0)
+    read, steps = kept.store._read, []
+
+    def count(checkpoint: Checkpoint) -> Any:
+        steps.append(checkpoint.step)
+        return read(checkpoint)
+
+    monkeypatch.setattr(kept.store, "_read", count)
+    toy.run(1, about, study=study, store=kept.store)
+    assert steps == [2]
 
 
 def test_what_does_not_fit_is_refused(toy: Any) -> None:

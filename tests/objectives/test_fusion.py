@@ -138,6 +138,47 @@ def test_a_population_alone_and_together() -> None:
     assert "parent" in together.trials[8].user_attrs
 
 
+@pytest.mark.parametrize("first", ["alone", "together"])
+def test_a_population_half_alone_and_half_together(first: str) -> None:
+    task = doubled(objectives.boundaries.task(dataset=3, net="three-layer"))
+    settings: dict[str, Any] = {"epochs": 1, "interval": 1, "device": "cpu", "seed": 3}
+    about = problem(task, **settings)
+    mixed, alone = new_study(objectives.boundaries), new_study(objectives.boundaries)
+    stores = [CheckpointStore(":memory:") for _ in range(2)]
+    for study in (mixed, alone):
+        study.sampler = PopulationBasedTrainingSampler(population_size=3, seed=1)
+    alone.optimize(lambda trial: fit(trial, task, checkpoints=stores[0], **settings), n_trials=12)
+    for way in ("alone", "together") if first == "alone" else ("together", "alone"):
+        if way == "alone":
+            mixed.optimize(
+                lambda trial: fit(trial, task, checkpoints=stores[1], **settings), n_trials=6
+            )
+        else:
+            fused.optimize(mixed, about, 6, slots=3, device="cpu", store=stores[1])
+    for one, two in zip(alone.trials, mixed.trials, strict=True):
+        assert one.params == two.params
+        assert two.intermediate_values == pytest.approx(one.intermediate_values, abs=1e-12)
+        for name in one.user_attrs.keys() - {"train_seconds", "checkpoint"}:
+            assert two.user_attrs[name] == pytest.approx(one.user_attrs[name], abs=1e-9)
+
+
+def test_the_best_epoch_is_remembered() -> None:
+    """Together, a trial ends with its last epoch; alone, a child goes on from there."""
+    task = dataclasses.replace(doubled(objectives.digits.task()), best_of=(1, 2, 3))
+    store = CheckpointStore(":memory:")
+    study = new_study(objectives.digits)
+    fused.optimize(study, problem(task, epochs=2, device="cpu"), 1, device="cpu", store=store)
+    harmful = {**study.trials[0].params, "lr": 1.0, "momentum": 0.95}
+    study.enqueue_trial(harmful, user_attrs={"parent": 0})
+    study.optimize(
+        lambda trial: fit(trial, task, epochs=3, device="cpu", checkpoints=store), n_trials=1
+    )
+    curve = study.trials[0].intermediate_values | study.trials[1].intermediate_values
+    assert [*curve] == [1, 2, 3]
+    assert study.trials[1].value == study.trials[0].value == curve[2] > max(curve[1], curve[3])
+    assert study.trials[1].user_attrs["best_epoch"] == 2
+
+
 def test_what_is_refused(small_data: Path) -> None:
     with pytest.raises(ValueError, match="epochs must be at least 1, but it is 0"):
         problem(objectives.digits.task(), epochs=0)

@@ -16,11 +16,9 @@ import pytest
 import torch
 from torch import nn
 from torch import Tensor
-from torch.nn import functional as F
 from torch.optim import SGD
 
 from objectives import nets
-from objectives import runs
 from objectives import training
 from objectives.data import Data
 from objectives.data import load
@@ -119,62 +117,6 @@ def test_the_best_of_some_epochs_is_the_value(metric: str) -> None:
     assert trial.user_attrs["epochs"] == 5
     with pytest.raises(ValueError, match="best_of must have an epoch up to 1, but it has none"):
         train(FixedTrial({}), epochs=1, best_of=(2, 3))
-
-
-def test_a_full_batch_step_is_plain_gradient_descent() -> None:
-    run = Run(recipe(batch_size=None), load("digits"), device=torch.device("cpu"), seed=3)
-    with nets.seeded(3):
-        oracle = nets.mlp((64, 16, 10))
-    data = load("digits")
-    loss = F.cross_entropy(oracle(data.train_x), data.train_y)
-    gradients = torch.autograd.grad(loss, list(oracle.parameters()))
-    assert run.train_epoch() == pytest.approx(loss.item(), rel=1e-6)
-    for trained, start, gradient in zip(
-        run.model.parameters(), oracle.parameters(), gradients, strict=True
-    ):
-        torch.testing.assert_close(trained, start - 0.1 * gradient)
-
-
-def test_an_epoch_shows_every_row_once() -> None:
-    shown = []
-
-    class Spy(nn.Linear):
-        def forward(self, x: Tensor) -> Tensor:
-            if self.training:
-                shown.append(x.detach().clone())
-            return super().forward(x)
-
-    data = load("digits")
-    made = recipe(batch_size=100, model=lambda _: Spy(64, 10))
-    run = Run(made, data, device=torch.device("cpu"))
-    run.train_epoch()
-    run.train_epoch()
-    assert [len(x) for x in shown] == ([100] * 11 + [97]) * 2
-    first, second = torch.cat(shown[:12]), torch.cat(shown[12:])
-    assert not torch.equal(first, second)  # in another order
-    for epoch in (first, second):
-        assert sorted(epoch.tolist()) == sorted(data.train_x.tolist())
-
-
-def test_evaluation_weighs_every_row_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    run = Run(recipe(), load("digits"), device=torch.device("cpu"))
-    whole = run.evaluate("valid")
-    monkeypatch.setattr(runs, "_ROWS_AT_ONCE", 7)  # 300 = 42 * 7 + 6
-    split = run.evaluate("valid")
-    assert split.accuracy == whole.accuracy
-    assert split.loss == pytest.approx(whole.loss, rel=1e-5)
-
-
-def test_one_output_is_the_log_odds_of_class_one() -> None:
-    data = load("boundaries-1")
-    made = recipe(batch_size=None, model=lambda _: nets.boundary_net("logistic"))
-    run = Run(made, data, device=torch.device("cpu"))
-    p = torch.sigmoid(run.model(data.valid_x)[:, 0]).detach()
-    measured = run.evaluate("valid")
-    y = data.valid_y
-    assert measured.accuracy == ((p > 0.5).long() == y).double().mean().item()
-    by_hand = -torch.where(y == 1, p.log(), (1 - p).log()).mean().item()
-    assert measured.loss == pytest.approx(by_hand, rel=1e-4)
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.4])
@@ -398,20 +340,3 @@ def test_devices(
     monkeypatch.setattr(torch.cuda, "device_count", lambda: cudas)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
     assert resolve_device(asked) == torch.device(given)
-
-
-def test_a_step_costs_no_synchronization() -> None:
-    """The loss is read once an epoch, so a GPU never waits for Python within one."""
-    reads = 0
-    item = Tensor.item
-
-    def count(self: Tensor) -> Any:
-        nonlocal reads
-        reads += 1
-        return item(self)
-
-    run = Run(recipe(batch_size=16), load("digits"), device=torch.device("cpu"))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Tensor, "item", count)
-        run.train_epoch()
-    assert reads == 1

@@ -140,7 +140,9 @@ class Toy:
         fixed = [f"toy.py:{function}", "--storage", "toy.db", "--study", "toy", "--no-figure"]
         return [*fixed, *map(str, arguments)]
 
-    def start(self, *arguments: object, function: str = "objective") -> subprocess.Popen[str]:
+    def start(
+        self, *arguments: object, function: str = "objective", output: int = subprocess.PIPE
+    ) -> subprocess.Popen[str]:
         """Start a study in a process group of its own, as a terminal does."""
         # Of all samplers this one is imported the soonest.
         given = self.arguments("--sampler", "random", *arguments, function=function)
@@ -148,8 +150,8 @@ class Toy:
             [sys.executable, "-m", "studies.run", *given],
             cwd=self.folder,
             env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            stdout=output,
+            stderr=output,
             text=True,
             start_new_session=True,
         )

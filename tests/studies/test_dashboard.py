@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 import contextlib
+from pathlib import Path
 import shlex
 import shutil
 import signal
@@ -69,7 +70,7 @@ def _shown(browser: Browser, command: str, study: str) -> Iterator[Page]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     program, storage = shlex.split(command)
-    assert program == "optuna-dashboard"
+    assert Path(program).name == "optuna-dashboard"
     start = "from optuna_dashboard._cli import main; main()"
     server = subprocess.Popen(
         [sys.executable, "-c", start, storage, "--port", str(port)],

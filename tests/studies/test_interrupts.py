@@ -119,6 +119,20 @@ def test_a_signal_ends_the_study_in_order(toy: Toy, number: signal.Signals, code
     assert toy.states() == {"COMPLETE": 4, "FAIL": 1}
 
 
+def test_a_closed_terminal_ends_the_study_in_order(toy: Toy) -> None:
+    """Nothing can be written to it any more."""
+    terminal, screen = os.openpty()
+    process = toy.start("--trials", 5, "--arg", "hang_from=1", output=screen)
+    os.close(screen)
+    toy.wait_for(_has_one_done_and_one_running)
+    os.close(terminal)
+    process.send_signal(signal.SIGHUP)
+    process.wait()
+    assert process.returncode == 128 + signal.SIGHUP
+    assert toy.states()["FAIL"] == 1
+    assert "RUNNING" not in toy.states()
+
+
 def test_under_nohup_a_closed_terminal_ends_nothing() -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:

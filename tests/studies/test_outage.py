@@ -1,13 +1,18 @@
 from __future__ import annotations
 
+from contextlib import closing
 import errno
+from pathlib import Path
+import sqlite3
 import time
+from typing import TYPE_CHECKING
 
 from optuna.exceptions import StorageInternalError
 import pytest
 from sqlalchemy.exc import OperationalError
 
 from studies import _outage
+from studies import run
 from studies._errors import UserError
 from studies._interrupt import Interrupt
 from studies._outage import is_outage
@@ -15,6 +20,9 @@ from studies._outage import Outage
 from studies._outage import outage_in_a_sentence
 from studies._outage import tolerant
 
+
+if TYPE_CHECKING:
+    from tests.studies.conftest import Toy
 
 FULL = OSError(errno.ENOSPC, "No space left on device")
 
@@ -88,3 +96,22 @@ def test_an_outage_without_words_is_named() -> None:
     silent = "does not work: StorageInternalError$"
     with pytest.raises(UserError, match=silent), outage_in_a_sentence():
         raise StorageInternalError
+
+
+def test_a_damaged_file_is_named_at_once(toy: Toy, capsys: pytest.CaptureFixture[str]) -> None:
+    """Nobody waits for it as for an outage."""
+    assert run.main(toy.arguments("--trials", 40)) == 0
+    file = Path("toy.db")
+    with closing(sqlite3.connect(file)) as connection:
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    size = file.stat().st_size
+    with file.open("r+b") as damaged:
+        damaged.seek(size // 2)
+        damaged.write(b"\xff" * (size - size // 2))
+    with pytest.raises(sqlite3.DatabaseError) as malformed, closing(sqlite3.connect(file)) as one:
+        one.execute("SELECT * FROM trial_values, trial_params, trials").fetchall()
+    assert not is_outage(raised_from(malformed.value))
+    for workers in (1, 2):
+        assert run.main(toy.arguments("--trials", 50, "--workers", workers)) == 2
+        last = capsys.readouterr().err.splitlines()[-1]
+        assert last.startswith("error: the file of --storage toy.db is damaged (database disk")

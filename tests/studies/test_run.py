@@ -8,6 +8,7 @@ import json
 import math
 from pathlib import Path
 import re
+import sys
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
@@ -83,7 +84,7 @@ def test_json_is_all_there_is_on_stdout(toy: Toy, capfd: pytest.CaptureFixture[s
     assert summary["best"]["params"] == best.params
     assert summary["trials"]["complete"] == 12
     assert len(summary["top"]) == 5
-    assert summary["dashboard"] == "optuna-dashboard sqlite:///toy.db"
+    assert summary["dashboard"].endswith("optuna-dashboard sqlite:///toy.db")
 
 
 def test_json_stays_strict_when_values_are_infinite(
@@ -103,6 +104,19 @@ def test_the_summary_says_what_was_found(toy: Toy, capsys: pytest.CaptureFixture
     assert f"Best trial {best.number}: {best.value:.6g}" in out
     assert "Importance of the parameters" in out
     assert "optuna-dashboard sqlite:///toy.db" in out
+
+
+def test_the_command_of_the_dashboard_works_without_activation(
+    toy: Toy, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", "")
+    programs = toy.folder / "my env" / "bin"
+    programs.mkdir(parents=True)
+    for program in ("python", "optuna-dashboard"):
+        (programs / program).touch()
+    monkeypatch.setattr(sys, "executable", str(programs / "python"))
+    assert _main(toy, "--trials", 1) == 0
+    assert "'my env/bin/optuna-dashboard' sqlite:///toy.db" in capsys.readouterr().out
 
 
 def test_the_figure_shows_history_and_slices_without_internet(toy: Toy) -> None:
@@ -268,3 +282,4 @@ def test_help_names_every_choice(capsys: pytest.CaptureFixture[str]) -> None:
     out = capsys.readouterr().out
     for flag in ("--sampler", "--trials", "--workers", "--direction", "--json"):
         assert flag in out
+    assert "<bool>" not in out
