@@ -204,6 +204,9 @@ class Optimizers:
         step = self._steps[slot, index]
         lr = float(group["lr"]) * self._factors[slot]
         if self.rule.kind is SGD:
+            dampening = float(group["dampening"])
+            if dampening and not step:  # to look at the step, the program waits for the device
+                dampening = 0.0
             sgd(
                 params,
                 gradients,
@@ -212,7 +215,7 @@ class Optimizers:
                 weight_decay=float(group["weight_decay"]),
                 momentum=float(group["momentum"]),
                 lr=lr,
-                dampening=float(group["dampening"]) if step else 0.0,
+                dampening=dampening,
                 nesterov=group["nesterov"],
                 maximize=False,
             )
