@@ -340,7 +340,8 @@ def _moved(value: Any, place: Any) -> Any:
     if isinstance(value, Tensor):
         return value.to(place)
     if isinstance(value, dict):  # keeps what else it has, as the state dict of a module does
-        value.update({key: _moved(entry, place) for key, entry in value.items()})
+        for key, entry in value.items():
+            value[key] = _moved(entry, place)
     elif type(value) in (list, tuple):
         return type(value)(_moved(entry, place) for entry in value)
     return value
