@@ -305,6 +305,7 @@ def pretended(patch: pytest.MonkeyPatch) -> Iterator[list[str]]:
         "empty_cache": lambda: None,
         "get_rng_state": lambda device="cuda": generator(device).get_state(),
         "is_available": lambda: True,
+        "is_bf16_supported": lambda *_: True,
         "manual_seed": lambda seed: generators[current[0]].manual_seed(seed),
         "set_rng_state": lambda state, device="cuda": generator(device).set_state(state),
         "synchronize": lambda device=None: None,
