@@ -375,9 +375,10 @@ def resolve_device(device: str | torch.device = "auto") -> torch.device:
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
-    # Only CUDA has an exception of its own for it.
+    # Only CUDA's allocator has an exception of its own for it, beside which cuBLAS allocates.
+    texts = "out of memory", "can't allocate memory", "STATUS_ALLOC_FAILED"
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(
-        text in str(error) for text in ("out of memory", "can't allocate memory")
+        text in str(error) for text in texts
     )
 
 

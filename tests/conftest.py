@@ -44,14 +44,28 @@ def interruptible() -> None:
 
 @pytest.fixture(params=["cpu", "cuda"])
 def device(request: pytest.FixtureRequest) -> str:
-    """Every device that this machine has, so that one test body serves them all."""
+    """Every device that this machine has, so that one test body serves them all.
+
+    With ``OPTUNA_EXT_FAKE_CUDA=1`` it has CUDA devices that are made of the CPU.
+    """
     name: str = request.param
     if name == "cuda":
         import torch
 
-        if not torch.cuda.is_available():
+        if os.environ.get("OPTUNA_EXT_FAKE_CUDA") == "1":
+            request.getfixturevalue("fake_cuda")
+        elif not torch.cuda.is_available():
             pytest.skip("this machine has no CUDA device")
     return name
+
+
+@pytest.fixture
+def fake_cuda() -> Iterator[list[str]]:
+    """Give this machine two CUDA devices; what is yielded says for what the program waits."""
+    from tests.fake_cuda import pretended
+
+    with pytest.MonkeyPatch.context() as patch, pretended(patch) as waits:
+        yield waits
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ import time
 import torch
 from torch import Tensor
 
+from optuna_ext.fused._devices import is_out_of_memory
 from optuna_ext.fused._engines import Engine
 from optuna_ext.fused._engines import GradEngine
 from optuna_ext.fused._engines import Program
@@ -55,7 +56,7 @@ def choose(wanted: str, program: Program, batch: Batch, *, tolerance: float) -> 
     """
     sample = [slot for slot in program.taken if slot not in batch.idle][:_SAMPLE]
     few = replace(batch, idle=tuple(slot for slot in program.taken if slot not in sample))
-    loop = make("loop", program)
+    loop = LoopEngine(program)
     if wanted == "loop":
         return loop, "The loop was asked for."
     with _unchanged(program):
@@ -68,6 +69,8 @@ def choose(wanted: str, program: Program, batch: Batch, *, tolerance: float) -> 
         if _is_needless(name, engines):
             continue
         try:
+            if loop.unused:  # torch's optimizers skip them, even their weight decay
+                raise ValueError(f"the parameter {min(loop.unused)!r} takes no part in the loss")
             engine = make(name, program)
             with _unchanged(program):
                 gradients = engine.gradients(batch)[1][sample]
@@ -76,7 +79,7 @@ def choose(wanted: str, program: Program, batch: Batch, *, tolerance: float) -> 
                 seconds[name] = _seconds(engine, batch)
             engines[name] = engine
         except _FAILURES as error:
-            if isinstance(error, torch.OutOfMemoryError):
+            if is_out_of_memory(error):
                 raise
             problems[name] = str(error).strip().partition("\n")[0]
     loop.close()

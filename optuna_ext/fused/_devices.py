@@ -5,6 +5,7 @@ from contextlib import contextmanager
 import os
 
 import torch
+from torch import Tensor
 
 
 def resolve_device(device: str | torch.device) -> torch.device:
@@ -25,9 +26,11 @@ def resolve_device(device: str | torch.device) -> torch.device:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out, for which only CUDA has an exception of its own."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(
-        text in str(error) for text in ("out of memory", "can't allocate memory")
+    """Whether memory ran out, for which only CUDA's allocator has an exception of its own."""
+    # The last one is what cuBLAS and cuDNN say, which allocate beside it.
+    texts = "out of memory", "can't allocate memory", "STATUS_ALLOC_FAILED"
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
+        isinstance(error, RuntimeError) and any(text in str(error) for text in texts)
     )
 
 
@@ -38,6 +41,27 @@ def release_memory(device: torch.device) -> None:
             torch.cuda.empty_cache()
     elif device.type == "mps":
         torch.mps.empty_cache()
+
+
+def put_back(generator: torch.Generator, state: Tensor) -> torch.Generator:
+    """Let a generator go on from a state, unless that is of another kind of device.
+
+    The random numbers of a GPU cannot go on on a CPU, nor the other way round.
+    """
+    if state.shape == generator.get_state().shape:
+        generator.set_state(state)
+    return generator
+
+
+def tolerance(weights: Tensor, *, amp: bool) -> float:
+    """How far two ways to compute the same may be apart, as a share of the largest number."""
+    if amp:
+        return 0.1
+    if weights.dtype == torch.float64:
+        return 1e-8
+    # Convolutions on a GPU are in TF32 unless told otherwise, with 10 bits instead of 23.
+    tf32 = torch.backends.cudnn.allow_tf32 or torch.backends.cuda.matmul.allow_tf32
+    return 0.02 if weights.is_cuda and tf32 else 1e-3
 
 
 @contextmanager

@@ -189,10 +189,10 @@ class Group:
     def train_epoch(self, orders: Sequence[Tensor | None]) -> list[float]:
         """Train all for an epoch; return the mean losses by slot."""
         losses = [
-            population.train_epoch(*fold.train, passes=self._passes, order=order).double()
+            population.train_epoch(*fold.train, passes=self._passes, order=order)
             for population, fold, order in zip(self.populations, self._folds, orders, strict=True)
         ]
-        return _means(torch.stack(losses))
+        return _means(_numbers(losses))
 
     def evaluate(self, part: Literal["valid", "test"]) -> list[dict[str, float]]:
         """Return the metrics of each slot."""
@@ -201,10 +201,15 @@ class Group:
             x, y = (fold.valid if part == "valid" else fold.test) or fold.valid
             found.append(population.evaluate(x, y, self._settings.metrics))
         names = [*self._settings.metrics]
-        stacked = torch.stack([values[name].double() for values in found for name in names])
-        table = stacked.view(len(found), len(names), -1).cpu()  # one copy from the device
+        stacked = _numbers([values[name] for values in found for name in names])
+        table = stacked.view(len(found), len(names), -1)
         columns = [_means(table[:, column]) for column in range(len(names))]
         return [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
+
+
+def _numbers(values: Sequence[Tensor]) -> Tensor:
+    """Stack tensors in float64, by one copy to the CPU: MPS does not know float64."""
+    return torch.stack([*values]).cpu().double()
 
 
 def _means(folds: Tensor) -> list[float]:

@@ -30,6 +30,8 @@ class LoopEngine(Engine):
         super().__init__(program)
         self._bound: dict[int, _Bound] = {}
         self._draws: bool | None = None  # from the generator of the process
+        self.unused: set[str] = set()
+        """Trained parameters that took no part in the loss of some member, as far as is known."""
 
     def train(self, batches: Iterable[Batch]) -> Tensor:
         p = self._program
@@ -55,6 +57,8 @@ class LoopEngine(Engine):
                 for name, gradient in zip(p.weights.trained, gradients, strict=True):
                     if gradient is not None:
                         views[name].copy_(gradient)
+                    else:
+                        self.unused.add(name)
         return losses, rows[:, : p.weights.frozen.start]
 
     def _gradients(
@@ -165,6 +169,11 @@ def _seeded(program: Program, slot: int, device: torch.device) -> Iterator[None]
     """Make what a step draws from the generator of the process depend on its member alone."""
     text = f"{program.seeds[slot]},{int(program.steps[slot])}"
     digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
+    seed = int.from_bytes(digest, "big", signed=True)
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(int.from_bytes(digest, "big", signed=True))
+        # Not torch.manual_seed, which seeds the other GPUs, too, where others may be training.
+        torch.default_generator.manual_seed(seed)
+        if device.type == "cuda":
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
         yield

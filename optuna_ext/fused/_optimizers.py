@@ -210,6 +210,9 @@ class Optimizers:
         group = (self._groups[slot] or [])[index]
         lr = float(group["lr"]) * self._factors[slot]
         if self.rule.kind is SGD:
+            dampening = float(group["dampening"])
+            if dampening and step <= 1:  # to look at the step, the program waits for the device
+                dampening = 0.0
             sgd(
                 params,
                 gradients,
@@ -218,7 +221,7 @@ class Optimizers:
                 weight_decay=float(group["weight_decay"]),
                 momentum=float(group["momentum"]),
                 lr=lr,
-                dampening=float(group["dampening"]) if step > 1 else 0.0,
+                dampening=dampening,
                 nesterov=group["nesterov"],
                 maximize=False,
             )

@@ -16,6 +16,8 @@ from optuna_ext.fused._choice import choose
 from optuna_ext.fused._choice import compare_outputs
 from optuna_ext.fused._choice import ENGINES
 from optuna_ext.fused._choice import make
+from optuna_ext.fused._devices import put_back
+from optuna_ext.fused._devices import tolerance
 from optuna_ext.fused._engines import Engine
 from optuna_ext.fused._engines import Program
 from optuna_ext.fused._feed import Batch
@@ -122,7 +124,7 @@ class Population:
             # Not a lambda, which would keep the population and so its memory.
             autocast=partial(torch.autocast, self._device.type, dtype=torch.bfloat16, enabled=amp),
             compile=compile,
-            tolerance=0.1 if amp else (1e-8 if weights.flat.dtype == torch.float64 else 1e-3),
+            tolerance=tolerance(weights.flat, amp=amp),
         )
         self._members: list[Member | None] = [None] * slots
         self._generators: list[torch.Generator | None] = [None] * slots
@@ -341,8 +343,8 @@ class Population:
         return generator.get_state(), self._epochs[slot], int(self._program.steps[slot])
 
     def _set_place(self, slot: int, state: Tensor, epoch: int, step: int) -> None:
-        self._generators[slot] = generator = torch.Generator(self._device)
-        generator.set_state(state)
+        generator = torch.Generator(self._device).manual_seed(self._program.seeds[slot])
+        self._generators[slot] = put_back(generator, state)
         self._epochs[slot] = epoch
         self._program.steps[slot] = step
         self._forget(slot)

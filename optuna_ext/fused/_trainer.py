@@ -14,6 +14,7 @@ import torch
 from optuna_ext._logs import get_logger
 from optuna_ext.checkpoints import CheckpointStore
 from optuna_ext.fused._devices import is_out_of_memory
+from optuna_ext.fused._devices import put_back
 from optuna_ext.fused._devices import release_memory
 from optuna_ext.fused._devices import resolve_device
 from optuna_ext.fused._elsewhere import Elsewhere
@@ -372,7 +373,7 @@ class Trainer:
             A result for each that cannot go on, because the weights of its parent are lost.
         """
         self.slots = min(self.slots, state["slots"])
-        self._orders.set_state(state["orders"])
+        put_back(self._orders, state["orders"])
         self._parents.load_state_dict(state["parents"])
         known = dict(state["trials"])
         running = [*trials]

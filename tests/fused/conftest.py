@@ -225,14 +225,15 @@ class Toy:
         *,
         seed: int | None = None,
         kept: dict[int, Any] | None = None,
+        device: str = "cpu",
     ) -> float:
         """Train a trial, from where its parent was ``kept`` if it has one."""
         h = about.suggest(trial)  # type: ignore[arg-type]
         seed = trial.number if seed is None else seed
         torch.manual_seed(seed)
-        net = about.model(h)
+        net = about.model(h).to(device)
         optimizer = torch.optim.SGD(net.parameters(), lr=h["lr"], momentum=h["momentum"])
-        generator = torch.Generator().manual_seed(seed)
+        generator = torch.Generator(device).manual_seed(seed)
         things = net, optimizer, generator
         start = 0
         if (parent := trial.user_attrs.get("parent")) is not None and kept is not None:
@@ -261,13 +262,16 @@ class Toy:
     ) -> float:
         assert isinstance(about.train, tuple)
         assert isinstance(about.valid, tuple)
-        x, y = about.train
-        for batch in torch.split(torch.randperm(len(x), generator=generator), batch_size):
+        device = generator.device
+        x, y = (part.to(device) for part in about.train)
+        order = torch.randperm(len(x), generator=generator, device=device)
+        for batch in torch.split(order, batch_size):
             optimizer.zero_grad()
             self.losses(net(x[batch]), y[batch]).mean().backward()  # type: ignore[no-untyped-call]
             optimizer.step()
         with torch.no_grad():
-            return self.losses(net(about.valid[0]), about.valid[1]).mean().item()
+            valid_x, valid_y = (part.to(device) for part in about.valid)
+            return self.losses(net(valid_x), valid_y).mean().item()
 
     def new_study(self, **about: Any) -> optuna.Study:
         about = {"sampler": optuna.samplers.RandomSampler(seed=0), **about}

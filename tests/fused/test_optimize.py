@@ -25,9 +25,11 @@ class TestSameAsAlone:
     @pytest.mark.parametrize("slots", [1, 5, 24])
     def test_values(self, toy: Any, slots: int, device: str) -> None:
         theirs = toy.new_study()
-        theirs.optimize(lambda trial: toy.alone(trial, toy.problem()), n_trials=24)
+        alone = toy.problem()
+        theirs.optimize(lambda trial: toy.alone(trial, alone, device=device), n_trials=24)
         ours = toy.run(24, slots=slots, device=device, engine="auto")
-        toy.assert_same(ours, theirs)
+        # A GPU sums up in another order for each size of a product.
+        toy.assert_same(ours, theirs, tolerance=1e-12 if device == "cpu" else 1e-9)
         assert {trial.state for trial in ours.trials} == {TrialState.COMPLETE}
 
     @pytest.mark.parametrize("engine", ["stack", "vmap", "grad", "loop"])

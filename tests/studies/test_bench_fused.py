@@ -59,6 +59,18 @@ def test_steps_of_every_workload() -> None:
         assert workload.model()(workload.x[:2]).shape[0] == 2
 
 
+def test_loops_on_a_gpu_do_not_wait(fake_cuda: list[str]) -> None:
+    """Both sides would look slow there, and theirs slower, if rows were moved at every step."""
+    workload = next(iter(_loops.workloads(torch.device("cuda:1"))))
+    fake_cuda.clear()
+    workload.seconds_of_loop(1, fused=True)
+    at_the_start = len(fake_cuda)
+    fake_cuda.clear()
+    workload.seconds_of_loop(20, fused=True)
+    assert len(fake_cuda) == at_the_start
+    assert workload.seconds_of_loader(2) > 0
+
+
 def test_one_by_one_in_another_process() -> None:
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as elsewhere:
         found = elsewhere.submit(_loops.seconds_one_by_one, "2-5-5-1", "cpu", 2).result()

@@ -97,6 +97,13 @@ class HypergradientAdam(HypergradientOptimizer):
             maximize=maximize,
         )
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        # torch's fused and capturable optimizers count on the device; here every step is read.
+        for each in self.state.values():
+            if "step" in each:
+                each["step"] = torch.as_tensor(each["step"], dtype=torch.float32, device="cpu")
+
     def _descend(self, group: dict[str, Any], moving: Moving) -> None:
         for p, state in zip(moving.params, moving.states, strict=True):
             if "step" not in state:

@@ -149,11 +149,17 @@ class Randomness:
         finally:
             self._set(now)
 
+    def load(self, state: Tensor) -> None:
+        """Let the tuner's own generator go on, unless the state is of another kind of device."""
+        if state.shape == self.generator.get_state().shape:
+            self.generator.set_state(state.cpu())
+
     def _set(self, states: list[Tensor]) -> None:
         own, cpu, *cuda = (state.cpu() for state in states)
-        self.generator.set_state(own)
+        self.load(own)
         torch.set_rng_state(cpu)
-        for device, state in zip(self._cuda, cuda, strict=True):
+        # A state that was saved elsewhere may have none, or one more.
+        for device, state in zip(self._cuda, cuda, strict=False):
             torch.cuda.set_rng_state(state, device)
 
 

@@ -380,7 +380,7 @@ class T1T2:
         self._lookback.load_state_dict(state["lookback"])
         self.n_steps = state["n_steps"]
         self._schedule = Schedule.from_dict(state["schedule"])
-        self._randomness.generator.set_state(state["generator"].cpu())
+        self._randomness.load(state["generator"])
         self._take_values()
 
 
