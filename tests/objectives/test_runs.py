@@ -23,12 +23,12 @@ def new_run(
     batch_size: int | None = 64,
     model: Callable[[torch.Generator], nn.Module] = lambda _: nets.mlp((64, 16, 10)),
     seed: int = 0,
-    device: torch.device = torch.device("cpu"),
+    device: str = "cpu",
 ) -> Run:
     recipe = Recipe(
         model=model, optimizer=lambda weights: SGD(weights, lr=0.1), batch_size=batch_size
     )
-    return Run(recipe, data, device=device, seed=seed)
+    return Run(recipe, data, device=torch.device(device), seed=seed)
 
 
 def test_a_full_batch_step_is_plain_gradient_descent() -> None:
@@ -88,7 +88,7 @@ def test_one_output_is_the_log_odds_of_class_one() -> None:
 @pytest.mark.parametrize("batch_size", [16, None])
 def test_a_step_costs_no_synchronization(batch_size: int | None, fake_cuda: list[str]) -> None:
     """The loss is read once an epoch, so Python never waits for a GPU within one."""
-    device = torch.device("cuda:1")
+    device = "cuda:1"
     run = new_run(
         load("digits", device=device),
         batch_size=batch_size,
