@@ -71,7 +71,7 @@ def problem(
         return recipe
 
     def model(recipe: Recipe) -> nn.Module:
-        return recipe.model(torch.Generator(where).manual_seed(seed))
+        return recipe.model(torch.Generator().manual_seed(seed))
 
     def optimizer(parameters: Iterable[nn.Parameter], recipe: Recipe) -> torch.optim.Optimizer:
         return recipe.optimizer(parameters)

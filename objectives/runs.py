@@ -68,8 +68,8 @@ class Run:
     ) -> None:
         self.data = data
         self.recipe = recipe
-        self.generator = torch.Generator(device).manual_seed(seed)
-        with seeded(seed):  # on the CPU: equal first weights on every device
+        self.generator = torch.Generator().manual_seed(seed)
+        with seeded(seed):  # on the CPU, too: the same on every device
             self.model = recipe.model(self.generator)
         self.model.to(device)
         self.optimizer = recipe.optimizer(self.model.parameters())
@@ -113,7 +113,7 @@ class Run:
         if self.recipe.batch_size is None or self.recipe.batch_size >= len(x):
             yield x, y
             return
-        order = torch.randperm(len(x), generator=self.generator, device=x.device)
+        order = torch.randperm(len(x), generator=self.generator).to(x.device)
         for rows in torch.split(order, self.recipe.batch_size):
             yield x[rows], y[rows]
 

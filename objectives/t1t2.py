@@ -249,10 +249,10 @@ def train(
         amp=amp,
         seed=seed,
     )
-    generator = torch.Generator(x.device).manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
 
     def batches(rows: tuple[Tensor, Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
-        order = torch.randperm(len(rows[0]), generator=generator, device=x.device)
+        order = torch.randperm(len(rows[0]), generator=generator).to(x.device)
         for part in torch.split(order, _BATCH):
             yield rows[0][part], rows[1][part]
 

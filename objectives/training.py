@@ -42,8 +42,8 @@ class Recipe:
 
     Args:
         model:
-            Builds a network on the CPU. The generator, on the device of the training, is for what
-            is random inside the network.
+            Builds a network on the CPU. The generator, on the CPU too, has the seed for what is
+            random inside the network.
         optimizer:
             Builds the optimizer of the parameters it is given.
         batch_size:

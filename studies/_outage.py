@@ -99,7 +99,7 @@ def damage_in_a_sentence(storage: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        damage = _damage(error)
+        damage = _sqlite_error(error, sqlite3.SQLITE_CORRUPT)
         if damage is None:
             raise
         raise UserError(
@@ -108,11 +108,13 @@ def damage_in_a_sentence(storage: str) -> Iterator[None]:
         ) from error
 
 
-def _damage(error: BaseException | None) -> sqlite3.Error | None:
-    """Return what says that pages of an SQLite file are not what they were."""
-    codes = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+def _sqlite_error(error: BaseException | None, *codes: int) -> sqlite3.Error | None:
+    """Return what is behind an error, if it is one of SQLite's with such a code."""
     while error is not None:
-        if isinstance(error, sqlite3.Error) and getattr(error, "sqlite_errorcode", None) in codes:
+        if (
+            isinstance(error, sqlite3.Error)
+            and getattr(error, "sqlite_errorcode", -1) & 0xFF in codes
+        ):
             return error
         error = error.__cause__ or error.__context__  # Optuna stumbles while it handles one
     return None
@@ -120,7 +122,7 @@ def _damage(error: BaseException | None) -> sqlite3.Error | None:
 
 def is_outage(error: BaseException) -> bool:
     """Whether an error says that the storage does not work at the moment, or a disk is full."""
-    if _damage(error) is not None:
+    if _sqlite_error(error, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB) is not None:
         return False
     return any(
         isinstance(e, StorageInternalError | DBAPIError)

@@ -43,16 +43,6 @@ def release_memory(device: torch.device) -> None:
         torch.mps.empty_cache()
 
 
-def put_back(generator: torch.Generator, state: Tensor) -> torch.Generator:
-    """Let a generator go on from a state, unless that is of another kind of device.
-
-    The random numbers of a GPU cannot go on on a CPU, nor the other way round.
-    """
-    if state.shape == generator.get_state().shape:
-        generator.set_state(state)
-    return generator
-
-
 def tolerance(weights: Tensor, *, amp: bool) -> float:
     """How far two ways to compute the same may be apart, as a share of the largest number."""
     if amp:

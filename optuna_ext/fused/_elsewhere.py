@@ -38,21 +38,12 @@ class Elsewhere:
         store: Where they are kept; ``None`` if nowhere.
         problem: What trains here.
         folds: How many networks a trial has.
-        device: Where they train.
     """
 
-    def __init__(
-        self,
-        store: CheckpointStore | None,
-        problem: Problem,
-        *,
-        folds: int,
-        device: torch.device,
-    ) -> None:
+    def __init__(self, store: CheckpointStore | None, problem: Problem, *, folds: int) -> None:
         self._store = store
         self._problem = problem
         self._folds = folds
-        self._device = device
         self._best: list[float] | None = None  # losses of the best that are kept, in order
 
     def read(self, heir: Trial, hyperparameters: Any, trial: FrozenTrial) -> Parent | None:
@@ -90,7 +81,7 @@ class Elsewhere:
             if _key(name, fold) not in kept:
                 raise ValueError(f"its parent has kept {sorted(kept)}, but no {name!r}.")
             thing.load_state_dict(kept[_key(name, fold)])  # type: ignore[attr-defined]
-        order = torch.Generator(self._device).manual_seed(member.seed).get_state()
+        order = torch.Generator().manual_seed(member.seed).get_state()
         saved = kept.get(_key("generator", fold))  # which not every objective keeps
         return {
             "model": member.model.state_dict(),
@@ -123,7 +114,7 @@ class Elsewhere:
             for fold, (member, state) in enumerate(zip(training.members, states(), strict=True)):
                 member.model.load_state_dict(state["model"])
                 member.optimizer.load_state_dict(state["optimizer"])
-                order = torch.Generator(self._device)
+                order = torch.Generator()
                 order.set_state(state["generator"])
                 own = {"model": member.model, "optimizer": member.optimizer, "generator": order}
                 things |= {_key(name, fold): thing for name, thing in own.items()}

@@ -339,7 +339,7 @@ class Optimizers:
                 name = self._weights.trained[number]
                 state[number] = {key: view[name].clone() for key, view in views.items()}
                 if self.rule.kind is not SGD:
-                    state[number]["step"] = self._steps[slot, index].cpu()
+                    state[number]["step"] = self._steps[slot, index].to("cpu", copy=True)
         return {"state": state, "param_groups": copy.deepcopy(groups)}
 
     def load(self, slot: int, state: Mapping[str, Any]) -> None:

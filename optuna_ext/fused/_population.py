@@ -16,7 +16,6 @@ from optuna_ext.fused._choice import choose
 from optuna_ext.fused._choice import compare_outputs
 from optuna_ext.fused._choice import ENGINES
 from optuna_ext.fused._choice import make
-from optuna_ext.fused._devices import put_back
 from optuna_ext.fused._devices import tolerance
 from optuna_ext.fused._engines import Engine
 from optuna_ext.fused._engines import Program
@@ -192,7 +191,7 @@ class Population:
         self._members[slot] = member
         if not goes_on:
             program.steps[slot] = 0
-            self._generators[slot] = torch.Generator(self._device).manual_seed(member.seed)
+            self._generators[slot] = torch.Generator().manual_seed(member.seed)
             self._epochs[slot] = 0
         self._unchecked.add(slot)
         self._forget(slot)
@@ -214,7 +213,7 @@ class Population:
         """Go through the rows.
 
         Each member takes them in an order of its own, ``torch.randperm`` by a generator of its
-        seed, anew for each pass; if its batch has all rows, in the order given.
+        seed on the CPU, anew for each pass; if its batch has all rows, in the order given.
 
         Args:
             x:
@@ -343,8 +342,8 @@ class Population:
         return generator.get_state(), self._epochs[slot], int(self._program.steps[slot])
 
     def _set_place(self, slot: int, state: Tensor, epoch: int, step: int) -> None:
-        generator = torch.Generator(self._device).manual_seed(self._program.seeds[slot])
-        self._generators[slot] = put_back(generator, state)
+        self._generators[slot] = generator = torch.Generator()
+        generator.set_state(state)
         self._epochs[slot] = epoch
         self._program.steps[slot] = step
         self._forget(slot)

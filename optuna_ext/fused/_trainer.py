@@ -14,7 +14,6 @@ import torch
 from optuna_ext._logs import get_logger
 from optuna_ext.checkpoints import CheckpointStore
 from optuna_ext.fused._devices import is_out_of_memory
-from optuna_ext.fused._devices import put_back
 from optuna_ext.fused._devices import release_memory
 from optuna_ext.fused._devices import resolve_device
 from optuna_ext.fused._elsewhere import Elsewhere
@@ -133,10 +132,10 @@ class Trainer:
         self._trainings: dict[int, Training] = {}  # by number
         self._queue: list[Training] = []  # of them, without a slot
         self._parents = Parents()
-        self._elsewhere = Elsewhere(store, problem, folds=len(self._folds), device=self.device)
+        self._elsewhere = Elsewhere(store, problem, folds=len(self._folds))
         self.footprint = Footprint(self._folds, loss=problem.loss, amp=amp)
         """Predicts the memory of a slot."""
-        self._orders = torch.Generator(self.device)
+        self._orders = torch.Generator()
         self._rowwise: bool | None = None
 
     @property
@@ -257,7 +256,7 @@ class Trainer:
 
     def _train(self, group: Group) -> list[Result]:
         orders = [
-            torch.randperm(len(fold.train[0]), generator=self._orders, device=self.device)
+            torch.randperm(len(fold.train[0]), generator=self._orders).to(self.device)
             if self._problem.order == "shared"
             else None
             for fold in self._folds
@@ -373,7 +372,7 @@ class Trainer:
             A result for each that cannot go on, because the weights of its parent are lost.
         """
         self.slots = min(self.slots, state["slots"])
-        put_back(self._orders, state["orders"])
+        self._orders.set_state(state["orders"])
         self._parents.load_state_dict(state["parents"])
         known = dict(state["trials"])
         running = [*trials]

@@ -81,7 +81,7 @@ def alone() -> Callable[..., Alone]:
         epochs: int,
         loss: Callable[..., Tensor] = binary_cross_entropy,
     ) -> Alone:
-        generator = torch.Generator(x.device).manual_seed(member.seed)
+        generator = torch.Generator().manual_seed(member.seed)
         model = member.model.to(x.device).train()
         rates = [group["lr"] for group in member.optimizer.param_groups]
         size = member.batch_size or len(x)
@@ -91,7 +91,7 @@ def alone() -> Callable[..., Alone]:
                 for group, rate in zip(member.optimizer.param_groups, rates, strict=True):
                     group["lr"] = rate * member.schedule(epoch)
             if size < len(x):
-                order = torch.randperm(len(x), generator=generator, device=x.device)
+                order = torch.randperm(len(x), generator=generator).to(x.device)
             else:
                 order = torch.arange(len(x), device=x.device)
             losses = []
@@ -233,7 +233,7 @@ class Toy:
         torch.manual_seed(seed)
         net = about.model(h).to(device)
         optimizer = torch.optim.SGD(net.parameters(), lr=h["lr"], momentum=h["momentum"])
-        generator = torch.Generator(device).manual_seed(seed)
+        generator = torch.Generator().manual_seed(seed)
         things = net, optimizer, generator
         start = 0
         if (parent := trial.user_attrs.get("parent")) is not None and kept is not None:
@@ -262,9 +262,9 @@ class Toy:
     ) -> float:
         assert isinstance(about.train, tuple)
         assert isinstance(about.valid, tuple)
-        device = generator.device
+        device = next(net.parameters()).device
         x, y = (part.to(device) for part in about.train)
-        order = torch.randperm(len(x), generator=generator, device=device)
+        order = torch.randperm(len(x), generator=generator).to(device)
         for batch in torch.split(order, batch_size):
             optimizer.zero_grad()
             self.losses(net(x[batch]), y[batch]).mean().backward()  # type: ignore[no-untyped-call]

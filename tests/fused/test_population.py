@@ -267,12 +267,21 @@ def test_a_member_goes_on_from_its_state(
     found = [second.train_epoch(x, y)[0].item() for _ in range(3)]
     assert found == pytest.approx(expected, rel=1e-10)
 
-    # Ordinary state dicts: the network and its optimizer take them.
+    # Ordinary state dicts, which share nothing: the network and its optimizer take them.
     own = member(2)
     state = first.state_of(2)
     own.model.load_state_dict(state["model"])
     own.optimizer.load_state_dict(state["optimizer"])
-    assert own.optimizer.state_dict()["state"].keys() == state["optimizer"]["state"].keys()
+    steps = [
+        kept["step"].item() for kept in state["optimizer"]["state"].values() if "step" in kept
+    ]
+    own.model(x.to(next(own.model.parameters()).device)).sum().backward()
+    own.optimizer.step()
+    taken = own.optimizer.state_dict()["state"]
+    assert taken.keys() == state["optimizer"]["state"].keys()
+    assert [kept["step"].item() for kept in taken.values() if "step" in kept] == [
+        step + 1 for step in steps
+    ]
 
 
 @pytest.mark.parametrize("engine", ENGINES)

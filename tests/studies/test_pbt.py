@@ -104,7 +104,10 @@ def test_one_program_trains_the_whole_population(capsys: pytest.CaptureFixture[s
         assert [part.steps for part in lineage(study, trial)] == [
             range(step, step + 1) for step in range(1, steps + 1)
         ]
-    assert not Path("runs/digits-pbt-checkpoints").exists()
+    # What they have kept lets the others go on.
+    assert pbt.main([*SMALL, "--no-figure", "--generations", "5"]) == 0
+    for trial in load().trials[12:]:
+        assert trial.user_attrs["resumed"] == {"trial": trial.user_attrs["parent"], "step": 4}
 
 
 def test_one_program_goes_on_with_who_was_trained_one_by_one() -> None:
@@ -157,7 +160,6 @@ def test_a_killed_population_goes_on_as_if_nothing_had_happened() -> None:
         ([*SMALL, "--sampler", "sobl"], "did you mean 'sobol'?"),
         ([*SMALL, "--sampler-arg", "resample_probability=2"], "must be in [0, 1], but got 2"),
         ([*SMALL, "--exploit", "best"], "--exploit"),
-        ([*SMALL, "--fused", "--checkpoints", "here"], "--checkpoints must not be given with"),
         (["own.py:objective", "--fused"], "--fused needs one of boundaries, digits, fashion"),
         (["own.py:forgetful"], "objective 'own-forgetful' must take the argument 'checkpoints'"),
         (["own.py:none"], "unknown function 'none'"),
