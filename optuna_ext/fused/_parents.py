@@ -78,6 +78,11 @@ class Parents:
         self._begun: dict[int, int] = {}  # the last generation, by member
         self._awaited: dict[int, int] = {}  # parents by children that have no slot yet
 
+    def expect(self, notes: Mapping[str, Any]) -> None:
+        """Take note that a trial with these user attributes is about to begin or to go on."""
+        if MEMBER in notes:
+            self._begun[notes[MEMBER]] = notes[GENERATION]
+
     def origin_of(
         self,
         trial: Trial,
@@ -132,8 +137,6 @@ class Parents:
         Its parent stays until :meth:`serve`.
         """
         trial = training.trial
-        if MEMBER in training.noted:
-            self._begun[training.noted[MEMBER]] = training.noted[GENERATION]
         if training.parent is None or is_known:
             return
         parent = self._known[training.parent]

@@ -136,6 +136,7 @@ class Trainer:
         self.footprint = Footprint(self._folds, loss=problem.loss, amp=amp)
         """Predicts the memory of a slot."""
         self._orders = torch.Generator()
+        self._goes_on = False
         self._rowwise: bool | None = None
 
     @property
@@ -165,7 +166,8 @@ class Trainer:
             A result for each that is over before it has begun.
 
         Raises:
-            ValueError: If there is no room for them, or the parent of one is not at hand.
+            ValueError: If there is no room for them, or the parent of one is not at hand. After
+                :meth:`load_state_dict` the latter fails, as a crash may have cost the parent.
         """
         results: list[Result] = []
         trainings: list[Training] = []
@@ -182,6 +184,11 @@ class Trainer:
                         trainings.append(training)
                 except optuna.TrialPruned:
                     results.append(Result(trial=trial))
+                except LostParentError as error:
+                    if not (self._goes_on and self._parents.are_wanted):
+                        raise
+                    # It had ended between the last checkpoint and the crash; others are left.
+                    results.append(Result(trial=trial, reason=str(error)))
                 except self._catch as error:
                     text = f"{type(error).__name__}: {' '.join(str(error).split())}"
                     results.append(Result(trial=trial, reason=text))
@@ -192,6 +199,7 @@ class Trainer:
     def _begin(self, trial: Trial, *, is_known: bool = False) -> Training:
         hyperparameters = self._problem.suggest(trial)
         stored = _host.stored(trial)
+        self._parents.expect(stored.user_attrs)
         read = partial(self._elsewhere.read, trial, hyperparameters)
         origin = resumed_from(stored) if is_known else self._parents.origin_of(trial, stored, read)
         training = training_of(
@@ -371,6 +379,7 @@ class Trainer:
         Returns:
             A result for each that cannot go on, because the weights of its parent are lost.
         """
+        self._goes_on = True
         self.slots = min(self.slots, state["slots"])
         self._orders.set_state(state["orders"])
         self._parents.load_state_dict(state["parents"])

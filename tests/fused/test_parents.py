@@ -203,6 +203,28 @@ class TestPopulationBasedTraining:
         with pytest.raises(ValueError, match="`checkpoint` must be the file of the run"):
             generation(fused.Trainer(about, slots=4, device="cpu"))
 
+    def test_members_whose_weights_a_crash_has_cost_are_born_again(
+        self, toy: Any, tmp_path: Path
+    ) -> None:
+        """Half of the first generation ends between the last checkpoint and the crash."""
+        study = toy.new_study(sampler=population())
+        about = toy.problem(suggest=self.suggest, interval=1)
+        settings: dict[str, Any] = {"slots": 2, "study": study, "checkpoint": tmp_path / "run.pt"}
+
+        def crash(*_: Any) -> None:
+            if len(study.trials) == 4:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            toy.run(16, about, **settings, checkpoint_interval=1e-9, after_epoch=crash)
+        toy.run(16, about, **settings)
+        states = [trial.state.name for trial in study.trials]
+        assert len(states) == 16
+        assert set(states[:4] + states[8:]) == {"COMPLETE"}
+        assert 0 < states[4:8].count("FAIL") < 4
+        for trial in study.trials[12:]:
+            assert lineage(study, trial)[0].trial in range(2)
+
     def test_memory_is_not_kept_for_nothing(self, toy: Any) -> None:
         study = toy.new_study(sampler=population())
         trainer = fused.Trainer(
