@@ -64,7 +64,7 @@ class Population:
         compile:
             Whether to compile the step first. That takes 10 to 20 seconds for a stack of up to 128
             multiplications per row, once for all populations of the process that train it by this
-            loss, and saves 5 us per member and step of 256 rows: it pays off from about three
+            loss, and saves 5 us per member and step of 256 rows: it pays off from about four
             million steps on. Other networks are compiled for each number of slots and rows.
             Where there is no compiler, or torch is older than 2.7, ``reason`` says so.
 
