@@ -76,6 +76,8 @@ def _command(
     slots: Annotated[int, typer.Option(help="How many, with --fused.", min=1)] = _SLOTS,
     **values: Any,
 ) -> int:
+    if slots != _SLOTS and not fused:
+        raise UserError("--slots needs --fused")
     options = take_options(values)
     objective = find_target(target)
     epochs = options.epochs or _EPOCHS
@@ -100,8 +102,6 @@ def _command(
         method=method,
         arguments=parse_assignments("--arg", arg or []),
     )
-    if slots != _SLOTS and not fused:
-        raise UserError("--slots needs --fused")
     run = run_together(plan, options, objective, slots=slots) if fused else None
     return run_plan(plan, as_json=options.json, run=run, charts={"survival": survival_chart})
 

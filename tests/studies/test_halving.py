@@ -94,6 +94,7 @@ def test_the_plan_trains_nothing(capsys: pytest.CaptureFixture[str]) -> None:
         (["digit"], "unknown objective 'digit': did you mean 'digits'?"),
         (["digits", "--pruner", "median"], "'halving' brings its own pruner"),
         (["digits", "--storage", "none/s.db"], "the directory none of s.db does not exist"),
+        ([*SMALL, "--slots", "4"], "--slots needs --fused"),
     ],
 )
 def test_what_cannot_be_done(
