@@ -74,13 +74,8 @@ class Run:
         """
         step = check_int("step", step, low=self.step)
         started = time.monotonic()
-        content = {
-            "step": step,
-            "things": self._things.states(),
-            "own": self._things.own,
-            "random": random_state(self._things.devices()),
-        }
-        checkpoint = self._keep(content, step)
+        random = random_state(self._things.devices())
+        checkpoint = self._keep(content_of(self._things, step, random=random), step)
         self.step = step
         self._saved_at = time.monotonic()
         self._cost = self._saved_at - started
@@ -110,6 +105,11 @@ class Run:
         self.step = content["step"]
         self.start = self.step
         self.origin = origin
+
+
+def content_of(things: Things, step: int, *, random: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return what a checkpoint holds, without random numbers if ``random`` is ``None``."""
+    return {"step": step, "things": things.states(), "own": things.own, "random": random}
 
 
 def restore(target: Run | Things, content: Mapping[str, Any], number: int) -> None:

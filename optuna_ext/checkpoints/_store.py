@@ -24,6 +24,7 @@ from optuna_ext.checkpoints._names import name_of
 from optuna_ext.checkpoints._names import start_of
 from optuna_ext.checkpoints._packed import pack
 from optuna_ext.checkpoints._places import open_place
+from optuna_ext.checkpoints._run import content_of
 from optuna_ext.checkpoints._run import restore
 from optuna_ext.checkpoints._run import Run
 from optuna_ext.checkpoints._things import Things
@@ -226,13 +227,9 @@ class CheckpointStore:
             TypeError: If something has no state, or one that is not safe to load.
             CheckpointError: If it cannot be written; the checkpoint before it stays.
         """
+        content = content_of(Things(things), check_int("step", step), random=None)
         start = start_of(getattr(trial, "study", None))
-
-        def keep(content: Mapping[str, Any], step: int) -> Checkpoint:
-            content = {**content, "random": None}
-            return self._keep(trial, content, step, start=start, previous=Checkpoint.of(trial))
-
-        return Run(Things(things), keep, autosave=self._autosave).save(step)
+        return self._keep(trial, content, step, start=start, previous=Checkpoint.of(trial))
 
     def load(self, trial: BaseTrial | FrozenTrial, /, **things: Any) -> int:
         """Load a trial's newest checkpoint, to use or to examine what was trained.
@@ -323,26 +320,8 @@ class CheckpointStore:
         start: str,
         previous: Checkpoint | None,
     ) -> Checkpoint:
-        """Write a checkpoint, and delete what has become useless, if it is time."""
-        older = None if previous is None else previous.previous
-        newest = self._write(trial, content, step, start=start, previous=previous)
-        study = getattr(trial, "study", None)
-        if study is not None:
-            self._collector.now_and_then(partial(self.collect, study))
-        elif older not in (None, newest.previous) and older.artifact.startswith("trial-"):
-            self._place.remove(older.artifact)  # nobody else knows a file outside of studies
-        return newest
-
-    def _write(
-        self,
-        trial: BaseTrial | FrozenTrial,
-        content: Mapping[str, Any],
-        step: int,
-        *,
-        start: str,
-        previous: Checkpoint | None,
-    ) -> Checkpoint:
         """Write a checkpoint, then name it: a user attribute never names half a file."""
+        older = None if previous is None else previous.previous
         packed = pack(content, limit=self._place.limit)
         with self._in_a_sentence(trial, step):
             prepared, size, sha256 = self._place.dump(packed)
@@ -360,7 +339,18 @@ class CheckpointStore:
             trial.set_user_attr(CHECKPOINT, checkpoint.to_dict())
             if self._place.is_gone(name):  # another worker held it for useless just before
                 self._put(name, file, trial, step)
+        self._tidy(trial, older, newest=checkpoint)
         return checkpoint
+
+    def _tidy(
+        self, trial: BaseTrial | FrozenTrial, older: Checkpoint | None, *, newest: Checkpoint
+    ) -> None:
+        """Delete what has become useless, if it is time."""
+        study = getattr(trial, "study", None)
+        if study is not None:
+            self._collector.now_and_then(partial(self.collect, study))
+        elif older not in (None, newest.previous) and older.artifact.startswith("trial-"):
+            self._place.remove(older.artifact)  # nobody else knows a file outside of studies
 
     def _put(self, name: str, file: Any, trial: BaseTrial | FrozenTrial, step: int) -> None:
         with self._in_a_sentence(trial, step):
